@@ -1,0 +1,1 @@
+"""What did my change do to the work on the GPU?"""
