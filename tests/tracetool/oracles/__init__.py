@@ -1,0 +1,1 @@
+"""Independent answers to compare tracetool with; nothing here imports it."""
