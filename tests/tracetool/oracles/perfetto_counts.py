@@ -147,11 +147,7 @@ def count_trace(trace: dict, processor: TraceProcessor) -> Counts:
     for path in paths.values():
         rows[path]["calls"] += 1
     _add_work(rows, processor.query(PLACED_CALLS), processor.query(DEVICE_WORK), paths)
-    return {
-        path: {metric: counted[metric] for metric in METRICS}
-        for path, counted in rows.items()
-        if counted.total()
-    }
+    return {path: {metric: counted[metric] for metric in METRICS} for path, counted in rows.items() if counted.total()}
 
 
 def _autograd_callers(trace: dict, processor: TraceProcessor) -> dict[str, str]:
@@ -197,9 +193,7 @@ def _range_paths(ranges: list[dict]) -> dict[int, RangePath]:
     return {range_id: path(range_id) for range_id in by_id}
 
 
-def _add_work(
-    rows: dict[RangePath, Counter], calls: list[dict], work: list[dict], paths: dict[int, RangePath]
-) -> None:
+def _add_work(rows: dict[RangePath, Counter], calls: list[dict], work: list[dict], paths: dict[int, RangePath]) -> None:
     row_of = {call["id"]: rows[paths.get(call["range"], NO_RANGE)] for call in calls}
     owned = defaultdict(set)
     graph_launches = {call["id"] for call in calls if call["is_graph_launch"]}

@@ -89,8 +89,7 @@ def test_every_event_arrives_with_its_nanoseconds(processor, real_trace):
     processor.load(to_json(lanes))
     loaded = {row["event_index"]: row for row in processor.query(LOADED)}
     arrived = {
-        i: (row["ts"] + lanes["rebased_ns"], row["dur"], row["name"], row["category"])
-        for i, row in loaded.items()
+        i: (row["ts"] + lanes["rebased_ns"], row["dur"], row["name"], row["category"]) for i, row in loaded.items()
     }
     assert arrived == {
         i: (int(e["ts"].scaleb(3)), int(e["dur"].scaleb(3)), e["name"], e["cat"])
@@ -381,9 +380,7 @@ def test_an_event_without_a_duration_is_kept(processor):
 
 def test_what_json_does_not_allow_is_read_but_never_handed_on(tmp_path):
     path = tmp_path / "odd.json"
-    path.write_bytes(
-        b'{"traceEvents": [{"name": "k\x01\xff", "args": {"rate": NaN}, "ts": 4387790454594.384}]}'
-    )
+    path.write_bytes(b'{"traceEvents": [{"name": "k\x01\xff", "args": {"rate": NaN}, "ts": 4387790454594.384}]}')
     (odd,) = read_trace(path)["traceEvents"]
     assert odd["name"] == "k\x01\N{REPLACEMENT CHARACTER}"
     assert odd["args"] == {"rate": "NaN"}

@@ -43,9 +43,7 @@ class _NodePipe:
     def __init__(self, command: list[str]) -> None:
         # Its log goes to a file: nobody reads a pipe while a large trace is being sent.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process: see close
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
 
     def send(self, data: bytes) -> None:
         try:

@@ -1,0 +1,216 @@
+"""Where each piece of work belongs: its range, its thread, its step (rules 1 to 5 of the design)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracetool import apis, autograd
+from tracetool.events import DEVICE_WORK, NO_ID, Category, EventTable
+from tracetool.folding import step_number
+from tracetool.nesting import OpenIntervals, order_of
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from tracetool.events import BoolArray, IntArray
+    from tracetool.ranges import RangeTable
+
+_SOURCE_FRAME = re.compile(r"(.+)\((\d+)\): (.+)", re.DOTALL)
+
+OUTSIDE = -1
+"""In place of a range: `(no range)`."""
+EARLIER = -2
+"""In place of a range: `(before the window)`."""
+
+_COUNTED = (Category.CALL, Category.OP, Category.MEMORY, Category.COMPILE, *DEVICE_WORK)
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The profiler steps of a trace, in the order of the file."""
+
+    number: IntArray
+    start: IntArray
+    end: IntArray
+    pid: IntArray
+    _open: OpenIntervals
+
+    def at(self, pid: IntArray, time: IntArray) -> IntArray:
+        """The step of each process open at each time, on any thread, as an index; or -1."""
+        return self._open.at(pid, time)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Columns over all that is counted: calls, ops, device work, allocations, compiles.
+
+    `event` is a row of the trace's events, `range` a row of the range table, `OUTSIDE` or `EARLIER`, `thread`
+    the thread that it ran on (for device work: that its call ran on), `via_autograd` whether the range was
+    found by rule 3, `step` an index into `steps` or -1, `owner` (device work only) the row *of this table*
+    with the owning call, or -1.
+    """
+
+    events: EventTable
+    ranges: RangeTable
+    steps: Steps
+    event: IntArray
+    range: IntArray
+    thread: IntArray
+    via_autograd: BoolArray
+    step: IntArray
+    owner: IntArray
+
+    @cached_property
+    def category(self) -> npt.NDArray[np.int8]:
+        """Category of each row."""
+        return self.events.category[self.event]
+
+    def of(self, *categories: Category) -> IntArray:
+        """Rows of the given categories."""
+        return np.flatnonzero(np.isin(self.category, np.array(categories, dtype=np.int8)))
+
+    @cached_property
+    def owned(self) -> IntArray:
+        """Rows of device work that have an owning call in the file."""
+        return np.flatnonzero(self.owner >= 0)
+
+
+def attribute(events: EventTable, ranges: RangeTable) -> Work:
+    """Say of every piece of work where it belongs."""
+    steps = _steps(events)
+    rows = events.of(*_COUNTED)
+    category = events.category[rows]
+    device = np.isin(category, np.array(DEVICE_WORK, dtype=np.int8))
+    thread = events.thread[rows].astype(np.int64)
+    calls = np.flatnonzero(category == Category.CALL)
+    thread[calls] = _threads_of_calls(events, rows[calls])
+    host = np.flatnonzero(~device)
+    found = np.full(len(rows), EARLIER, dtype=np.int64)
+    via = np.zeros(len(rows), dtype=np.bool_)
+    step = np.full(len(rows), -1, dtype=np.int64)
+    pids = process_numbers(events)
+    found[host], via[host] = ranges.locate(thread[host], events.start[rows[host]])
+    step[host] = steps.at(pids[thread[host]], events.start[rows[host]])
+    owner = np.full(len(rows), -1, dtype=np.int64)
+    owner[device] = _owners(events, rows, calls, np.flatnonzero(device))
+    owned = np.flatnonzero(owner >= 0)
+    for column in (found, via, step, thread):
+        column[owned] = column[owner[owned]]
+    return Work(events, ranges, steps, rows, found, thread, via, step, owner)
+
+
+def process_numbers(events: EventTable) -> IntArray:
+    """A small number for the process of each of the trace's threads."""
+    numbers = {pid: i for i, pid in enumerate(dict.fromkeys(thread.pid for thread in events.threads))}
+    return np.array([numbers[thread.pid] for thread in events.threads], dtype=np.int64)
+
+
+def _steps(events: EventTable) -> Steps:
+    rows = events.of(Category.RANGE)
+    numbers = {
+        name: number
+        for name in np.unique(events.name[rows]).tolist()
+        if (number := step_number(events.names[name])) is not None
+    }
+    rows = rows[np.isin(events.name[rows], np.array(list(numbers), dtype=np.int64))]
+    pid = process_numbers(events)[events.thread[rows]]
+    start, end = events.start[rows], events.end[rows]
+    of_row = np.array([numbers[name] for name in events.name[rows].tolist()], dtype=np.int64)
+    return Steps(of_row, start, end, pid, OpenIntervals(pid, start, end))
+
+
+def _threads_of_calls(events: EventTable, calls: IntArray) -> IntArray:
+    """Rule 2: the thread of the op or range that carries the call's id and contains its start.
+
+    The thread that a call itself names goes stale when threads end; it counts only where there is no such op.
+    """
+    thread = events.thread[calls].astype(np.int64)
+    holders = events.of(Category.OP, Category.RANGE)
+    holders = holders[events.external_id[holders] != NO_ID]
+    ids, lanes = np.unique(events.external_id[holders], return_inverse=True)
+    wanted = events.external_id[calls]
+    lane = np.searchsorted(ids, wanted)
+    if len(ids):
+        lane[ids[np.minimum(lane, len(ids) - 1)] != wanted] = len(ids)
+        around = OpenIntervals(lanes, events.start[holders], events.end[holders])
+        found = around.at(lane, events.start[calls])
+        inside = found >= 0
+        thread[inside] = events.thread[holders[found[inside]]]
+    return thread
+
+
+def _owners(events: EventTable, rows: IntArray, calls: IntArray, device: IntArray) -> IntArray:
+    """Rule 1: the call that carries the device work's id, of several the innermost; -1 where there is none."""
+    calls = calls[events.correlation[rows[calls]] != NO_ID]
+    if not len(calls):
+        return np.full(len(device), -1, dtype=np.int64)
+    correlation = events.correlation[rows[calls]]
+    order = order_of(correlation, events.start[rows[calls]], events.end[rows[calls]])
+    ids = correlation[order]
+    wanted = events.correlation[rows[device]]
+    last = np.searchsorted(ids, wanted, "right") - 1
+    matches = (last >= 0) & (ids[np.maximum(last, 0)] == wanted) & (wanted != NO_ID)
+    return np.where(matches, calls[order[np.maximum(last, 0)]], -1)
+
+
+class Causes:
+    """What made each row of work, asked for only where counts are explained."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._wrapper = autograd.is_wrapper(work.events.names)
+
+    def innermost_op(self, rows: IntArray) -> IntArray:
+        """The event of the innermost op around each row of work (an op: itself); -1 for none."""
+        ops = self._work.events.of(Category.OP)
+        return self._innermost(ops[~self._wrapper[self._work.events.name[ops]]], rows)
+
+    def innermost_function(self, rows: IntArray) -> IntArray:
+        """The event of the innermost Python frame of a source file around each row; -1 for none.
+
+        Frames of the program count before those of installed packages, of torch and of the standard library.
+        """
+        events = self._work.events
+        frames = events.of(Category.PYTHON)
+        source = apis.named(events.names, is_source_frame)[events.name[frames]]
+        own = source & ~apis.named(events.names, _is_library_frame)[events.name[frames]]
+        found = self._innermost(frames[own], rows)
+        missing = np.flatnonzero(found < 0)
+        found[missing] = self._innermost(frames[source], rows[missing])
+        return found
+
+    def _innermost(self, intervals: IntArray, rows: IntArray) -> IntArray:
+        work, events = self._work, self._work.events
+        if not len(intervals) or not len(rows):
+            return np.full(len(rows), -1, dtype=np.int64)
+        around = OpenIntervals(
+            events.thread[intervals].astype(np.int64), events.start[intervals], events.end[intervals]
+        )
+        # Device work was caused where its call was made.
+        cause = np.where(work.owner[rows] >= 0, work.owner[rows], rows)
+        found = around.at(work.thread[rows], events.start[work.event[cause]])
+        return np.where(found >= 0, intervals[found], -1)
+
+
+def is_source_frame(name: str) -> bool:
+    """A Python frame of a source file, `file.py(70): build`, against built-ins and nn.Modules."""
+    return _SOURCE_FRAME.fullmatch(name) is not None
+
+
+def source_frame_label(name: str) -> str:
+    """`file.py(70): build` as `file.py:70 in build`."""
+    match = _SOURCE_FRAME.fullmatch(name)
+    return f"{match.group(1)}:{match.group(2)} in {match.group(3)}" if match else name
+
+
+def _is_library_frame(name: str) -> bool:
+    return (
+        "site-packages/" in name
+        or "dist-packages/" in name
+        or name.startswith(("torch/", "<frozen ", "contextlib.py(", "threading.py(", "runpy.py("))
+    )

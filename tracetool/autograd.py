@@ -1,0 +1,137 @@
+"""Autograd threads: which thread called `backward` when an autograd thread ran.
+
+Rule 3 of the design: T is an autograd thread of caller C when `fwdbwd` flows lead from C to T. Where flows come
+from several callers, the one whose flow arrived last is the caller. Where flows lead both ways between two
+threads, the direction with more of them counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracetool.events import NO_ID, Category
+from tracetool.folding import step_number
+from tracetool.nesting import LaneClock, order_of
+
+if TYPE_CHECKING:
+    from tracetool.events import BoolArray, EventTable, IntArray
+
+WRAPPER = "autograd::engine::evaluate_function"
+
+
+def is_wrapper(names: list[str]) -> BoolArray:
+    """Which names are autograd's wrappers around backward ops."""
+    return np.array([name.startswith(WRAPPER) for name in names], dtype=np.bool_)
+
+
+@dataclass(frozen=True, slots=True)
+class AutogradThreads:
+    """The callers of each autograd thread over time: sorted by thread, then by time of arrival."""
+
+    thread: IntArray
+    arrival: IntArray
+    caller: IntArray
+
+    def caller_at(self, thread: IntArray, time: IntArray) -> IntArray:
+        """Who called each thread at each time (ns); -1 where it is no autograd thread."""
+        out = np.full(len(thread), -1, dtype=np.int64)
+        if not len(self.thread):
+            return out
+        clock = LaneClock(self.thread, self.arrival, self.arrival)
+        keys = clock.key(self.thread, self.arrival)
+        last = np.searchsorted(keys, clock.key(thread, time), "right") - 1
+        # Before the first arrival the first caller counts.
+        first = np.searchsorted(self.thread, thread, "left")
+        found = np.clip(np.maximum(last, first), 0, len(self.thread) - 1)
+        known = self.thread[found] == thread
+        out[known] = self.caller[found[known]]
+        return out
+
+
+def find(events: EventTable) -> AutogradThreads:
+    """The autograd threads of a trace, by flows, or where it has none between threads, by what threads run."""
+    by_flows = _by_flows(events)
+    return by_flows if len(by_flows.thread) else _by_wrappers(events)
+
+
+def _by_flows(events: EventTable) -> AutogradThreads:
+    pids = _pid_numbers(events)
+    starts, ends = events.of(Category.FLOW_START), events.of(Category.FLOW_END)
+    starts, ends = (rows[events.correlation[rows] != NO_ID] for rows in (starts, ends))
+    sources = {
+        key: thread
+        for *key_parts, thread in zip(
+            pids[events.thread[starts]].tolist(),
+            events.correlation[starts].tolist(),
+            events.thread[starts].tolist(),
+            strict=True,
+        )
+        for key in [tuple(key_parts)]
+    }
+    found = [
+        (thread, arrival, sources[pid, flow])
+        for pid, flow, thread, arrival in zip(
+            pids[events.thread[ends]].tolist(),
+            events.correlation[ends].tolist(),
+            events.thread[ends].tolist(),
+            events.start[ends].tolist(),
+            strict=True,
+        )
+        if sources.get((pid, flow), thread) != thread
+    ]
+    counts = Counter((caller, thread) for thread, _, caller in found)
+    found = [
+        (thread, arrival, caller)
+        for thread, arrival, caller in found
+        if (counts[caller, thread], -caller) > (counts[thread, caller], -thread)
+    ]
+    return _sorted(found)
+
+
+def _by_wrappers(events: EventTable) -> AutogradThreads:
+    """Without flows: threads that run wrappers, called by the thread with the steps or with most other ops."""
+    ops = events.of(Category.OP)
+    if not len(ops):
+        return _sorted([])
+    wrapper = is_wrapper(events.names)[events.name[ops]]
+    pids = _pid_numbers(events)
+    threads = events.thread[ops].astype(np.int64)
+    outside = threads[~wrapper & ~_inside(threads, events.start[ops], events.end[ops], wrapper)]
+    busiest = Counter(outside.tolist())
+    step_names = np.array([step_number(name) is not None for name in events.names], dtype=np.bool_)
+    ranges = events.of(Category.RANGE)
+    steps = Counter(events.thread[ranges[step_names[events.name[ranges]]]].tolist())
+    found = []
+    for thread in np.unique(threads[wrapper]).tolist():
+        peers = [other for other in (steps or busiest) if pids[other] == pids[thread]]
+        if not peers:
+            continue
+        caller = max(peers, key=lambda other: ((steps or busiest)[other], -other))
+        if caller != thread:
+            found.append((thread, 0, caller))
+    return _sorted(found)
+
+
+def _inside(lane: IntArray, start: IntArray, end: IntArray, container: BoolArray) -> BoolArray:
+    """Which intervals lie whole inside a container of their lane."""
+    order = order_of(lane, start, end)
+    clock = LaneClock(lane, start, end)
+    reach = clock.key(lane, end)[order]
+    around = np.maximum.accumulate(np.where(container[order], reach, -1))
+    inside = np.zeros(len(lane), dtype=np.bool_)
+    inside[order[1:]] = around[:-1] >= reach[1:]
+    return inside
+
+
+def _pid_numbers(events: EventTable) -> IntArray:
+    pids = {pid: number for number, pid in enumerate(dict.fromkeys(t.pid for t in events.threads))}
+    return np.array([pids[thread.pid] for thread in events.threads], dtype=np.int64)
+
+
+def _sorted(found: list[tuple[int, int, int]]) -> AutogradThreads:
+    columns = np.array(sorted(found), dtype=np.int64).reshape(-1, 3)
+    return AutogradThreads(columns[:, 0], columns[:, 1], columns[:, 2])

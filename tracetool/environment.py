@@ -1,0 +1,53 @@
+"""Where a trace was captured, as far as its file says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# Of one capture, and different in the next one of the same program on the same machine.
+_OF_ONE_CAPTURE = frozenset({"trace_id", "traceName", "baseTimeNanoseconds", "displayTimeUnit", "deviceProperties"})
+
+
+def describe(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that tell one environment from another, by name."""
+    found = {}
+    devices = metadata.get("deviceProperties")
+    names = (
+        [str(device["name"]) for device in devices if isinstance(device, dict) and "name" in device]
+        if isinstance(devices, list)
+        else []
+    )
+    if names:
+        found["gpu"] = ", ".join(
+            f"{names.count(name)} x {name}" if names.count(name) > 1 else name for name in dict.fromkeys(names)
+        )
+    found.update(_flat("", {key: value for key, value in metadata.items() if key not in _OF_ONE_CAPTURE}))
+    return found
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """Nested settings by dotted names; lists, which describe and do not set, are left out."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found.update(_flat(f"{prefix}{key}.", value))
+        elif isinstance(value, str | int | float | bool):
+            found[f"{prefix}{key}"] = _version(value) if key.startswith(("cuda_", "hip_")) else str(value)
+    return found
+
+
+def _version(value: object) -> str:
+    """CUDA writes 13.0 as 13000."""
+    if isinstance(value, int) and value >= 1000:
+        return f"{value // 1000}.{value % 1000 // 10}"
+    return str(value)
+
+
+def differences(environments: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    """Settings in which environments differ, each with its value on every side (`-` where it has none)."""
+    names = list(dict.fromkeys(name for environment in environments for name in environment))
+    table = {name: [environment.get(name, "-") for environment in environments] for name in names}
+    return {name: values for name, values in table.items() if len(set(values)) > 1}

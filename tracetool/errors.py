@@ -1,0 +1,29 @@
+"""Everything that tracetool raises.
+
+TracetoolError          any failure that a user can mend; the message is one sentence for them
+├── TraceReadError      a trace cannot be read: missing, not a trace, malformed, over a limit
+├── SettingError        an option or a setting is wrong: a glob, a fold, a metric name
+└── OutputError         a result cannot be written where it was asked for
+"""
+
+
+class TracetoolError(Exception):
+    """A failure that a user can mend.
+
+    The message names the file, the range or the setting, and what would mend it. It is printed as it is and
+    the command ends with `exit_code`.
+    """
+
+    exit_code = 2
+
+
+class TraceReadError(TracetoolError):
+    """A trace cannot be read."""
+
+
+class SettingError(TracetoolError):
+    """An option or a setting is wrong."""
+
+
+class OutputError(TracetoolError):
+    """A result cannot be written where it was asked for."""

@@ -1,0 +1,128 @@
+"""The events of one trace, as columns."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    IntArray = npt.NDArray[np.int64]
+    BoolArray = npt.NDArray[np.bool_]
+
+NO_ID = np.iinfo(np.int64).min
+"""Stands for an id or a number that an event does not carry."""
+
+
+class Category(enum.IntEnum):
+    """What an event is, by Kineto's category."""
+
+    RANGE = 0
+    """`user_annotation`: a `record_function` range."""
+    OP = 1
+    """`cpu_op`."""
+    CALL = 2
+    """`cuda_runtime`, `cuda_driver` and the same of other back ends."""
+    KERNEL = 3
+    MEMCPY = 4
+    MEMSET = 5
+    SYNC = 6
+    """`cuda_sync`: how long a call waited, and for what."""
+    FLOW_START = 7
+    """Start of a `fwdbwd` flow, on the thread that ran the forward op; its id is in `correlation`."""
+    FLOW_END = 8
+    """End of a `fwdbwd` flow, on the thread that ran the backward op."""
+    PYTHON = 9
+    """`python_function`: a Python frame or an nn.Module."""
+    MEMORY = 10
+    """A `[memory]` instant: an allocation (bytes above 0) or a release."""
+    COMPILE = 11
+    """`compile`: one kernel compiled just in time, or found in the disk cache, as our own capture notes it."""
+
+
+DEVICE_WORK = (Category.KERNEL, Category.MEMCPY, Category.MEMSET)
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """A track of the trace: a CPU thread, or a stream of a device."""
+
+    pid: int | str
+    tid: int | str
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """How a person would call it: `405 (python3)`."""
+        return f"{self.tid} ({self.name})" if self.name else str(self.tid)
+
+
+@dataclass(frozen=True, slots=True)
+class EventTable:
+    """Columns of equal length, one row an event, in the order of the file.
+
+    Times are int64 nanoseconds on the clock of the trace; `end >= start`. `name` and `line` index `names`,
+    `thread` indexes `threads`.
+    """
+
+    category: npt.NDArray[np.int8]
+    name: npt.NDArray[np.int32]
+    thread: npt.NDArray[np.int32]
+    start: IntArray
+    end: IntArray
+    correlation: IntArray
+    """Correlation id of a call or of device work, flow id of a flow; else `NO_ID`."""
+    external_id: IntArray
+    bytes: IntArray
+    """Bytes of a copy, a memset or an allocation (negative: released); else `NO_ID`."""
+    collective_bytes: IntArray
+    """Bytes of a collective's kernel (the larger of its input and output message); else `NO_ID`."""
+    line: npt.NDArray[np.int32]
+    """The source line that called an op, where the capture recorded it; else -1."""
+    cache_hit: BoolArray
+    """Of a compile: whether the disk cache had it."""
+    names: list[str]
+    threads: list[Thread]
+
+    def __len__(self) -> int:
+        return len(self.category)
+
+    def of(self, *categories: Category) -> IntArray:
+        """Rows of the given categories, in the order of the file."""
+        wanted = np.isin(self.category, np.array(categories, dtype=np.int8))
+        return np.flatnonzero(wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReport:
+    """What the reader met on its way; `health` turns it into findings."""
+
+    truncated: bool = False
+    """The file ends before its JSON or its gzip does."""
+    unclosed_list: bool = False
+    """A bare list without its closing bracket, which Chrome's format allows."""
+    replaced_text: int = 0
+    """Pieces of the file that were invalid JSON (bad bytes, control characters, NaN) and were mended."""
+    dropped_events: int = 0
+    """Events that could not be understood at all: no name, no time, not an object."""
+    bad_numbers: int = 0
+    """Values that should have been numbers and were left out."""
+    bad_durations: int = 0
+    """Negative, missing or unreadable durations, counted as 0."""
+    unpaired_phases: int = 0
+    """Begin and end events (`ph` B and E), which Kineto does not write and which are not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One trace as read: its events, what the file says of itself, and how the reading went."""
+
+    path: str
+    events: EventTable
+    metadata: dict[str, Any]
+    """Every top-level key of the file but `traceEvents`."""
+    report: ReadReport

@@ -1,0 +1,238 @@
+"""The ranges of a trace: which there are, how they nest, and which one a moment on a thread belongs to."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracetool import autograd
+from tracetool.errors import SettingError
+from tracetool.events import Category
+from tracetool.folding import DEFAULT_FOLDS, Fold, fold
+from tracetool.globs import name_glob
+from tracetool.nesting import OpenIntervals, order_of, partly_overlapping, sweep
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Sequence
+
+    from tracetool.autograd import AutogradThreads
+    from tracetool.events import BoolArray, EventTable, IntArray
+
+NO_RANGE = "(no range)"
+BEFORE_WINDOW = "(before the window)"
+
+_MODULE = "nn.Module: "
+
+
+class SourceKind(enum.StrEnum):
+    """What else than `record_function` ranges can serve as ranges."""
+
+    OP = "op"
+    PYTHON = "python"
+    MODULE = "module"
+    THREAD = "thread"
+
+
+@dataclass(frozen=True, slots=True)
+class RangeSource:
+    """Other events that are asked to serve as ranges, beside those that a program has."""
+
+    kind: SourceKind
+    names: re.Pattern[str]
+
+
+def range_source(text: str) -> RangeSource:
+    """Read `op:GLOB`, `python:GLOB`, `module` or `thread`.
+
+    Raises:
+        SettingError: it is none of these.
+    """
+    kind, colon, glob = text.partition(":")
+    if kind in (SourceKind.OP, SourceKind.PYTHON) and glob:
+        return RangeSource(SourceKind(kind), name_glob(glob))
+    if kind in (SourceKind.MODULE, SourceKind.THREAD) and not colon:
+        return RangeSource(SourceKind(kind), name_glob("*"))
+    raise SettingError(f"'{text}' cannot serve as ranges: write op:GLOB, python:GLOB, module or thread")
+
+
+@dataclass(frozen=True, slots=True)
+class PathTree:
+    """The distinct paths: each is its parent's path and one more (folded) name."""
+
+    parent: list[int]
+    name: list[str]
+
+    def path(self, number: int) -> tuple[str, ...]:
+        """The names from the outermost to this one."""
+        names = []
+        while number >= 0:
+            names.append(self.name[number])
+            number = self.parent[number]
+        return tuple(reversed(names))
+
+
+@dataclass(frozen=True, slots=True)
+class RangeTable:
+    """Columns over the times that ranges ran, sorted by thread, start, the longer first.
+
+    `thread` indexes the trace's threads; times are ns; `parent` is an index into this table or -1.
+    """
+
+    thread: IntArray
+    start: IntArray
+    end: IntArray
+    raw_name: IntArray
+    """Index into the trace's names; -1 for a thread that serves as a range."""
+    parent: IntArray
+    via_autograd: BoolArray
+    """Opened on an autograd thread outside any range, or inside one that was: its parent is on another thread."""
+    ambiguous: BoolArray
+    """Overlaps another of its thread without one containing the other."""
+    path: IntArray
+    """Index into `paths`."""
+    paths: PathTree
+    _open: OpenIntervals
+    _autograd: AutogradThreads
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def locate(self, thread: IntArray, time: IntArray) -> tuple[IntArray, BoolArray]:
+        """The range that each moment on a thread belongs to (rules 2 and 3).
+
+        Returns:
+            Indices into this table (-1: no range), and which of them were found *via autograd*.
+        """
+        return _locate(self._open, self._autograd, self.via_autograd, thread, time)
+
+
+def _locate(
+    opened: OpenIntervals, callers: AutogradThreads, via_ranges: BoolArray, thread: IntArray, time: IntArray
+) -> tuple[IntArray, BoolArray]:
+    thread = thread.astype(np.int64)
+    found = opened.at(thread, time)
+    via = np.zeros(len(found), dtype=np.bool_)
+    own = found >= 0
+    via[own] = via_ranges[found[own]]
+    left = np.flatnonzero(~own)
+    asked = thread[left]
+    # A caller may itself be an autograd thread (activation checkpointing), but no chain is longer than that.
+    for _ in range(3):
+        asked = callers.caller_at(asked, time[left])
+        called = asked >= 0
+        left, asked = left[called], asked[called]
+        if not len(left):
+            break
+        found[left] = opened.at(asked, time[left])
+        via[left] = found[left] >= 0
+        still = found[left] < 0
+        left, asked = left[still], asked[still]
+    return found, via
+
+
+def build(events: EventTable, sources: Sequence[RangeSource] = (), folds: Sequence[Fold] = DEFAULT_FOLDS) -> RangeTable:
+    """Find the ranges of a trace, with their parents and paths."""
+    rows, raw_name, thread, start, end = _candidates(events, sources)
+    order = order_of(thread, start, end)
+    rows, raw_name, thread, start, end = (column[order] for column in (rows, raw_name, thread, start, end))
+    parent, effective = sweep(thread, start, end)
+    overlap = partly_overlapping(thread, start, end) if np.any(effective < end) else np.zeros(len(end), np.bool_)
+    opened = OpenIntervals(thread, start, end)
+    callers = autograd.find(events)
+    via = _adopt(parent, thread, start, opened, callers)
+    names = _folded(events, raw_name, thread, folds)
+    path, paths = _paths(names, parent, start)
+    return RangeTable(thread, start, end, raw_name, parent, via, overlap, path, paths, opened, callers)
+
+
+def _candidates(
+    events: EventTable, sources: Sequence[RangeSource]
+) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray]:
+    """Rows that serve as ranges, in the order of the file; threads that do come first, as row -1."""
+    serves = events.category == Category.RANGE
+    for source in sources:
+        if source.kind == SourceKind.THREAD:
+            continue
+        category = Category.OP if source.kind == SourceKind.OP else Category.PYTHON
+        module = source.kind == SourceKind.MODULE
+        named = np.array(
+            [
+                (not module or name.startswith(_MODULE)) and source.names.fullmatch(name) is not None
+                for name in events.names
+            ],
+            dtype=np.bool_,
+        )
+        serves |= (events.category == category) & named[events.name]
+    rows = np.flatnonzero(serves)
+    thread = events.thread[rows].astype(np.int64)
+    name = events.name[rows].astype(np.int64)
+    start, end = events.start[rows], events.end[rows]
+    if any(source.kind == SourceKind.THREAD for source in sources):
+        which, first, last = _thread_spans(events)
+        none = np.full(len(which), -1, dtype=np.int64)
+        rows, name = np.concatenate([none, rows]), np.concatenate([none, name])
+        thread = np.concatenate([which, thread])
+        start, end = np.concatenate([first, start]), np.concatenate([last, end])
+    return rows, name, thread, start, end
+
+
+def _thread_spans(events: EventTable) -> tuple[IntArray, IntArray, IntArray]:
+    """CPU threads, and from their first event to just after their last one."""
+    on_cpu = events.of(Category.RANGE, Category.OP, Category.CALL, Category.PYTHON, Category.MEMORY, Category.COMPILE)
+    thread = events.thread[on_cpu].astype(np.int64)
+    first = np.full(len(events.threads), np.iinfo(np.int64).max)
+    last = np.full(len(events.threads), np.iinfo(np.int64).min)
+    np.minimum.at(first, thread, events.start[on_cpu])
+    np.maximum.at(last, thread, events.end[on_cpu])
+    which = np.unique(thread)
+    return which, first[which], last[which] + 1
+
+
+def _adopt(
+    parent: IntArray, thread: IntArray, start: IntArray, opened: OpenIntervals, callers: AutogradThreads
+) -> BoolArray:
+    """Give ranges at the top of autograd threads the parent that rule 3 names; says which are under one."""
+    via = np.zeros(len(parent), dtype=np.bool_)
+    top = np.flatnonzero(parent < 0)
+    caller = callers.caller_at(thread[top], start[top])
+    top, caller = top[caller >= 0], caller[caller >= 0]
+    found, _ = _locate(opened, callers, via, caller, start[top])
+    # A parent starts earlier (or is the earlier of two that start together), so no range contains itself.
+    older = (found >= 0) & ((start[found] < start[top]) | ((start[found] == start[top]) & (found < top)))
+    parent[top[older]] = found[older]
+    via[top[older]] = True
+    if via.any():
+        own = np.where(via, -1, parent).tolist()
+        flags = via.tolist()
+        for i, up in enumerate(own):
+            flags[i] = flags[i] or (up >= 0 and flags[up])
+        via = np.array(flags, dtype=np.bool_)
+    return via
+
+
+def _folded(events: EventTable, raw_name: IntArray, thread: IntArray, folds: Sequence[Fold]) -> list[str]:
+    folded = {int(name): fold(events.names[name], folds) for name in np.unique(raw_name) if name >= 0}
+    return [
+        folded[name] if name >= 0 else f"thread {events.threads[of].label}"
+        for name, of in zip(raw_name.tolist(), thread.tolist(), strict=True)
+    ]
+
+
+def _paths(names: list[str], parent: IntArray, start: IntArray) -> tuple[IntArray, PathTree]:
+    tree = PathTree([], [])
+    numbers: dict[tuple[int, str], int] = {}
+    path = [-1] * len(names)
+    parents = parent.tolist()
+    # Parents first: they start earlier, or come first in the table.
+    for i in np.lexsort((np.arange(len(start)), start)).tolist():
+        up = path[parents[i]] if parents[i] >= 0 else -1
+        number = numbers.setdefault((up, names[i]), len(tree.name))
+        if number == len(tree.name):
+            tree.parent.append(up)
+            tree.name.append(names[i])
+        path[i] = number
+    return np.array(path, dtype=np.int64), tree

@@ -1,0 +1,470 @@
+"""One trace summarised: a row for each range path, with its counts, times and what made them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tracetool import environment, health
+from tracetool.attribution import OUTSIDE, Causes, attribute, source_frame_label
+from tracetool.events import DEVICE_WORK, Category
+from tracetool.folding import DEFAULT_FOLDS, STEP, Fold
+from tracetool.metrics import METRICS, lookup, op_calls
+from tracetool.ranges import BEFORE_WINDOW, NO_RANGE, RangeSource, build
+from tracetool.tally import Tally, Tree, union_length, union_lengths_up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tracetool.attribution import Work
+    from tracetool.events import IntArray, Trace
+    from tracetool.health import Health
+    from tracetool.ranges import RangeTable
+
+Path = tuple[str, ...]
+Counts = dict[str, int]
+
+BY = ("op", "kernel", "function", "line")
+"""What contributors are told by."""
+
+_PROFILERS_SYNC = "cudaDeviceSynchronize (the profiler's own, after the last step)"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Least, median and most of a metric over the calls of a range."""
+
+    least: int
+    median: float
+    most: int
+
+    @property
+    def constant(self) -> bool:
+        """Whether every call agrees."""
+        return self.least == self.most
+
+
+class InvariantError(AssertionError):
+    """Work was lost or counted twice: a defect in tracetool, never in a trace."""
+
+
+class TraceSummary:
+    """The counts of one trace by range path.
+
+    Rows are numbered as a tree, each path before the paths in it, siblings in order of their first start. The
+    last two rows are `(no range)` and `(before the window)`.
+    """
+
+    def __init__(
+        self, trace: Trace, sources: Sequence[RangeSource] = (), folds: Sequence[Fold] = DEFAULT_FOLDS
+    ) -> None:
+        """Attribute and count. `summarize` is the public way to make one."""
+        self.source = trace.path
+        self.metadata = trace.metadata
+        self.environment = environment.describe(trace.metadata)
+        self.event_count = len(trace.events)
+        ranges = build(trace.events, sources, folds)
+        self.work: Work = attribute(trace.events, ranges)
+        self.tally = Tally(self.work)
+        self.health: Health = health.assess(trace, self.work)
+        self._rows = _Rows(ranges)
+        self.check()
+
+    # Rows --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        """The path of each row."""
+        return [*self._rows.paths, (NO_RANGE,), (BEFORE_WINDOW,)]
+
+    @property
+    def outside_row(self) -> int:
+        """The row of `(no range)`."""
+        return self._rows.count
+
+    @property
+    def before_row(self) -> int:
+        """The row of `(before the window)`, which is in no total."""
+        return self._rows.count + 1
+
+    def subtree(self, row: int) -> range:
+        """A row and the rows of the paths in it."""
+        return range(row, row + (int(self._rows.size[row]) if row < self._rows.count else 1))
+
+    def parent(self, row: int) -> int:
+        """The row of the path around this one; -1 for none."""
+        return int(self._rows.parent[row]) if row < self._rows.count else -1
+
+    @cached_property
+    def calls(self) -> IntArray:
+        """Times that each row's range ran; 0 for the last two rows."""
+        return np.append(np.bincount(self._rows.of_run, minlength=self._rows.count), [0, 0])
+
+    @cached_property
+    def ambiguous(self) -> list[bool]:
+        """Whether some run of each row overlaps another range without nesting."""
+        flags = np.zeros(self._rows.count + 2, dtype=np.bool_)
+        flags[self._rows.of_run[self.tally.ranges.ambiguous]] = True
+        return [bool(flag) for flag in flags]
+
+    @cached_property
+    def raw_names(self) -> dict[int, list[str]]:
+        """The names that were folded, by row, where they differ from the row's name."""
+        found: dict[int, dict[str, None]] = defaultdict(dict)
+        names = self.work.events.names
+        for row, raw in zip(self._rows.of_run.tolist(), self.tally.ranges.raw_name.tolist(), strict=True):
+            if raw >= 0 and names[raw] != self.paths[row][-1]:
+                found[row][names[raw]] = None
+        return {row: list(raw) for row, raw in found.items()}
+
+    # Metrics -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """Metrics that count something in this trace, in the order of the registry; without `op_calls`."""
+        some = set(self.tally.amounts)
+        if self._rows.count:
+            some |= {"calls", "cpu_ns"}
+        if "gpu_ns" in some:
+            some.add("gpu_busy_ns")
+        return [name for name in METRICS if name in some]
+
+    @cached_property
+    def op_metrics(self) -> list[str]:
+        """The `op_calls` metrics of this trace."""
+        return [op_calls(name) for name in self.tally.op_names]
+
+    @cached_property
+    def held(self) -> set[str]:
+        """Metrics that this trace can hold; of the others nothing can be said, not even 0."""
+        return self.tally.held()
+
+    def holds(self, metric: str) -> bool:
+        """Whether the trace can hold a metric at all."""
+        return metric in self.held or metric not in METRICS
+
+    def own(self, metric: str) -> IntArray:
+        """Self of a metric, for each row."""
+        if metric == "calls":
+            return self.calls
+        if metric == "gpu_busy_ns":
+            return union_length(*self._device_rows, self._rows.count + 2)
+        return self._by_row(self._run_values(metric, "self"))
+
+    def total(self, metric: str) -> IntArray:
+        """Total of a metric, for each row: its own and that of the rows in it."""
+        if metric == "calls":
+            return self.calls
+        if metric == "gpu_busy_ns":
+            return union_lengths_up(*self._device_rows, self._rows.tree, self._rows.count + 2)
+        if metric == "cpu_ns":
+            return self._by_row(self._run_values(metric, "total"))
+        own = self.own(metric)
+        return np.concatenate([self._rows.tree.sums(own[: self._rows.count]), own[self._rows.count :]])
+
+    def value(self, metric: str, scope: str) -> IntArray:
+        """`own` or `total`, for scope `self` or `total`."""
+        return self.own(metric) if scope == "self" else self.total(metric)
+
+    def samples(self, metric: str, row: int, scope: str = "total") -> IntArray:
+        """The metric of each call of a row, in order of time; empty for the last two rows."""
+        if row >= self._rows.count:
+            return np.empty(0, dtype=np.int64)
+        return self._samples_by_row(metric, scope)[self._rows.run_slice(row)]
+
+    def spreads(self, metric: str, scope: str = "total") -> list[Spread]:
+        """Least, median and most over the calls of each row, without the last two rows."""
+        if not self._rows.count:
+            return []
+        values, begins = self._samples_by_row(metric, scope), self._rows.begins
+        least, most = np.minimum.reduceat(values, begins), np.maximum.reduceat(values, begins)
+        median = least.astype(np.float64)
+        for row in np.flatnonzero(least != most).tolist():
+            median[row] = np.median(values[self._rows.run_slice(row)])
+        return [
+            Spread(low, middle, high)
+            for low, middle, high in zip(least.tolist(), median.tolist(), most.tolist(), strict=True)
+        ]
+
+    def _samples_by_row(self, metric: str, scope: str) -> IntArray:
+        of_runs: IntArray = self._run_values(metric, scope)[: self.tally.runs]
+        return of_runs[self._rows.by_row]
+
+    def _run_values(self, metric: str, scope: str) -> IntArray:
+        """The metric of each run, and of the two slots without runs (for times of ranges: 0)."""
+        lookup(metric)
+        key = (metric, scope)
+        if key not in self._run_cache:
+            self._run_cache[key] = self._count_runs(metric, scope)
+        return self._run_cache[key]
+
+    @cached_property
+    def _run_cache(self) -> dict[tuple[str, str], IntArray]:
+        return {}
+
+    def _count_runs(self, metric: str, scope: str) -> IntArray:
+        tally = self.tally
+        if metric == "cpu_ns":
+            return np.append(tally.cpu_own() if scope == "self" else tally.cpu_total(), [0, 0])
+        if metric == "gpu_busy_ns":
+            return tally.busy_own() if scope == "self" else tally.busy_total()
+        if metric == "calls":
+            return np.append(np.ones(tally.runs, dtype=np.int64), [0, 0])
+        return tally.own(metric) if scope == "self" else tally.total(metric)
+
+    def _by_row(self, of_runs: IntArray) -> IntArray:
+        sums = np.zeros(self._rows.count + 2, dtype=np.int64)
+        np.add.at(sums, self._rows.of_slot, of_runs)
+        return sums
+
+    @cached_property
+    def _device_rows(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        slot, device, start, end = self.tally.device_intervals()
+        return self._rows.of_slot[slot], device, start, end
+
+    # Whole trace, steps, threads ---------------------------------------------------------------------------
+
+    @cached_property
+    def totals(self) -> Counts:
+        """Every metric over the whole trace, without the work from before the window."""
+        found = {}
+        for name in self.metrics:
+            if name == "gpu_busy_ns":
+                rows, device, start, end = self._device_rows
+                here = rows != self.before_row
+                found[name] = int(union_length(np.zeros_like(rows[here]), device[here], start[here], end[here], 1)[0])
+            elif name != "calls":
+                found[name] = int(self.own(name)[: self.before_row].sum())
+        return {name: value for name, value in found.items() if value}
+
+    @property
+    def step_count(self) -> int:
+        """How many profiler steps the trace has."""
+        return len(self.work.steps.number)
+
+    @cached_property
+    def steps(self) -> list[tuple[int, Counts]]:
+        """The number of each step, and what its calls (on any thread) own."""
+        steps = self.work.steps
+        found: list[Counts] = [{} for _ in steps.number]
+        for name, amounts in self.tally.amounts.items():
+            of_step = self.work.step[amounts.rows]
+            sums = np.zeros(len(found) + 1, dtype=np.int64)
+            np.add.at(sums, of_step, amounts.values)
+            for counts, value in zip(found, sums[:-1].tolist(), strict=True):
+                if value:
+                    counts[name] = value
+        for counts, length in zip(found, (steps.end - steps.start).tolist(), strict=True):
+            counts["cpu_ns"] = length
+        return list(zip(steps.number.tolist(), found, strict=True))
+
+    @cached_property
+    def via_autograd(self) -> dict[int, Counts]:
+        """The part of each row's self that belongs to it via autograd."""
+        found: dict[int, Counts] = defaultdict(dict)
+        for name, amounts in self.tally.amounts.items():
+            via = self.work.via_autograd[amounts.rows]
+            rows = self._rows.of_slot[self.tally.slot[amounts.rows[via]]]
+            for row, _, value in _grouped(rows, np.zeros_like(rows), amounts.values[via]):
+                found[row][name] = value
+        return dict(found)
+
+    @cached_property
+    def threads(self) -> dict[int, dict[int, Counts]]:
+        """Self of each row by the thread that did it (an index into the trace's threads)."""
+        found: dict[int, dict[int, Counts]] = defaultdict(lambda: defaultdict(dict))
+        for name, amounts in self.tally.amounts.items():
+            rows = self._rows.of_slot[self.tally.slot[amounts.rows]]
+            threads = self.work.thread[amounts.rows]
+            here = rows != self.before_row
+            for row, thread, value in _grouped(rows[here], threads[here], amounts.values[here]):
+                found[row][thread][name] = value
+        return {row: dict(by_thread) for row, by_thread in found.items()}
+
+    # Contributors ------------------------------------------------------------------------------------------
+
+    def contributors(self, row: int, by: str, scope: str = "self") -> dict[str, Counts]:
+        """What made a row's counts: for each op, kernel, function or line its part of every metric."""
+        rows = self.subtree(row) if scope == "total" else range(row, row + 1)
+        found: dict[str, Counts] = defaultdict(lambda: defaultdict(int))
+        for metric, entries in self._contributions[by].items():
+            low, high = np.searchsorted(entries.row, [rows.start, rows.stop])
+            for name, value in zip(entries.name[low:high], entries.value[low:high].tolist(), strict=True):
+                found[name][metric] += value
+        return {name: dict(counts) for name, counts in found.items()}
+
+    @cached_property
+    def _contributions(self) -> dict[str, dict[str, _Entries]]:
+        labels = _Labels(self)
+        found: dict[str, dict[str, _Entries]] = {}
+        for by in BY:
+            label, texts = labels.by(by)
+            found[by] = {}
+            for metric, amounts in self.tally.amounts.items():
+                names = label[amounts.rows]
+                known = names >= 0
+                if known.any():
+                    rows = self._rows.of_slot[self.tally.slot[amounts.rows[known]]]
+                    triples = _grouped(rows, names[known], amounts.values[known])
+                    found[by][metric] = _Entries(
+                        np.array([row for row, _, _ in triples], dtype=np.int64),
+                        [texts(name) for _, name, _ in triples],
+                        np.array([value for _, _, value in triples], dtype=np.int64),
+                    )
+        return found
+
+    # Invariants --------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """All work is counted in exactly one self, and totals are the sums of their selfs.
+
+        Raises:
+            InvariantError: they are not.
+        """
+        device = len(self.work.of(*DEVICE_WORK))
+        counted = sum(int(self.own(name).sum()) for name in ("kernels", "copies", "memsets"))
+        if counted != device:
+            raise InvariantError(f"{counted} pieces of device work in all selfs, {device} in the trace")
+        roots = [row for row in range(self._rows.count) if self._rows.parent[row] < 0]
+        for name, amounts in self.tally.amounts.items():
+            whole = int(amounts.values.sum())
+            total = self.total(name)
+            in_totals = int(total[roots].sum() + total[self._rows.count :].sum())
+            if not int(self.own(name).sum()) == whole == in_totals:
+                raise InvariantError(f"{name}: {whole} in the trace, {in_totals} in the totals")
+            by_runs = self._by_row(self._run_values(name, "total"))
+            if not np.array_equal(by_runs, total):
+                raise InvariantError(f"{name}: totals of the calls do not add up to those of their ranges")
+
+
+def summarize(
+    trace: Trace, *, ranges_as: Sequence[RangeSource] = (), folds: Sequence[Fold] = DEFAULT_FOLDS
+) -> TraceSummary:
+    """Count the work of each range of a trace.
+
+    Args:
+        trace: as `tracetool.read` gives it.
+        ranges_as: other events that serve as ranges too; see `tracetool.ranges.range_source`.
+        folds: how names with counters are folded; see `tracetool.folding`.
+    """
+    return TraceSummary(trace, ranges_as, folds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """Contributions to one metric, sorted by row."""
+
+    row: IntArray
+    name: list[str]
+    value: IntArray
+
+
+class _Labels:
+    """Names the contributor of each row of work."""
+
+    def __init__(self, summary: TraceSummary) -> None:
+        self._work = summary.work
+        self._causes = Causes(summary.work)
+        events = summary.work.events
+        self._names = events.names
+        last = int(summary.work.steps.end.max(initial=np.iinfo(np.int64).min))
+        calls = summary.work.of(Category.CALL)
+        of = summary.work.event[calls]
+        self._profilers = calls[
+            (summary.work.range[calls] == OUTSIDE)
+            & (events.start[of] >= last)
+            & np.array([name == "cudaDeviceSynchronize" for name in events.names], dtype=np.bool_)[events.name[of]]
+            & bool(summary.step_count)
+        ]
+
+    def by(self, by: str) -> tuple[IntArray, Any]:
+        """A label for each row of work (-1: none), and what turns labels into text."""
+        work, events = self._work, self._work.events
+        everything = np.arange(len(work.event))
+        none = np.full(len(work.event), -1, dtype=np.int64)
+        if by == "kernel":
+            device = work.of(*DEVICE_WORK)
+            none[device] = events.name[work.event[device]]
+            return none, self._names.__getitem__
+        if by == "function":
+            rows = everything[work.category != Category.OP] if len(events.of(Category.PYTHON)) else everything[:0]
+            found = self._causes.innermost_function(rows)
+            none[rows] = np.where(found >= 0, events.name[found], -1)
+            return none, lambda name: source_frame_label(self._names[name])
+        innermost = self._ops(everything)
+        if by == "line":
+            return np.where(innermost >= 0, events.line[innermost], -1), self._names.__getitem__
+        # Where no op is around it, a call contributes by its own name, and device work by its call's.
+        own = np.where(work.owner >= 0, work.owner, everything)
+        label = np.where(innermost >= 0, events.name[innermost], events.name[work.event[own]]).astype(np.int64)
+        label[self._profilers] = len(self._names)
+        return label, [*self._names, _PROFILERS_SYNC].__getitem__
+
+    def _ops(self, rows: IntArray) -> IntArray:
+        if not hasattr(self, "_innermost"):
+            found = self._causes.innermost_op(rows)
+            ops = self._work.of(Category.OP)
+            found[ops] = self._work.event[ops]
+            self._innermost = found
+        return self._innermost
+
+
+class _Rows:
+    """Rows of a summary: distinct paths in tree order, and the runs of each."""
+
+    def __init__(self, ranges: RangeTable) -> None:
+        parent = np.array(ranges.paths.parent, dtype=np.int64)
+        self.count = len(parent)
+        tree = Tree(parent)
+        place = tree.place
+        self.parent = np.full(self.count, -1, dtype=np.int64)
+        has_parent = parent >= 0
+        self.parent[place[has_parent]] = place[parent[has_parent]]
+        self.size = np.empty(self.count, dtype=np.int64)
+        self.size[place] = tree.size
+        self.tree = Tree(self.parent)
+        numbers = np.empty(self.count, dtype=np.int64)
+        numbers[place] = np.arange(self.count)
+        self._numbers = numbers
+        self._tree_of_paths = ranges.paths
+        self.of_run = place[ranges.path] if self.count else np.empty(0, dtype=np.int64)
+        self.of_slot = np.append(self.of_run, [self.count, self.count + 1])
+        self.by_row = np.lexsort((ranges.start, self.of_run))
+        self.begins = np.searchsorted(self.of_run[self.by_row], np.arange(self.count), "left")
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        return [self._tree_of_paths.path(number) for number in self._numbers.tolist()]
+
+    def run_slice(self, row: int) -> slice:
+        end = self.begins[row + 1] if row + 1 < self.count else len(self.by_row)
+        return slice(int(self.begins[row]), int(end))
+
+
+def _grouped(first: IntArray, second: IntArray, values: IntArray) -> list[tuple[int, int, int]]:
+    """Sums of values by pairs, as (first, second, sum), sorted."""
+    if not len(first):
+        return []
+    order = np.lexsort((second, first))
+    first, second, values = first[order], second[order], values[order]
+    new = np.ones(len(first), dtype=np.bool_)
+    new[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+    begins = np.flatnonzero(new)
+    sums = np.add.reduceat(values, begins)
+    return list(zip(first[begins].tolist(), second[begins].tolist(), sums.tolist(), strict=True))
+
+
+def without_steps(path: Path) -> Path:
+    """A path without its profiler steps, so that a trace with steps and one without compare."""
+    return tuple(name for name in path if name != STEP)
+
+
+def json_counts(summary: TraceSummary, scope: str, metrics: Sequence[str]) -> Iterator[Counts]:
+    """For each row the metrics that are not zero."""
+    columns = {name: summary.value(name, scope).tolist() for name in metrics}
+    for row in range(len(summary.paths)):
+        yield {name: column[row] for name, column in columns.items() if column[row]}

@@ -1,0 +1,394 @@
+"""Counting: what each run of each range owns, metric by metric, and its sums over descendants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracetool import apis, autograd
+from tracetool.attribution import EARLIER, OUTSIDE
+from tracetool.events import NO_ID, Category
+from tracetool.metrics import HOST_DIRECTIONS, METRICS, Needs, op_of
+from tracetool.nesting import LaneClock, order_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tracetool.attribution import Work
+    from tracetool.events import BoolArray, EventTable, IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """Rows of work that a metric counts, and how much each adds."""
+
+    rows: IntArray
+    values: IntArray
+
+
+class Tally:
+    """Exact and statistical counts of every run of every range.
+
+    Runs are the rows of the range table; two more *slots* follow them, for work outside any range and for work
+    from before the window.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.ranges = work.ranges
+        self.runs = len(work.ranges)
+        slot = work.range.copy()
+        slot[work.range == OUTSIDE] = self.runs
+        slot[work.range == EARLIER] = self.runs + 1
+        self.slot = slot
+        self.tree = Tree(work.ranges.parent)
+
+    @cached_property
+    def amounts(self) -> dict[str, Amounts]:
+        """What each additive metric counts; metrics that count nothing here are left out."""
+        return {name: amounts for name, amounts in _select(self.work) if len(amounts.rows)}
+
+    @cached_property
+    def op_names(self) -> list[str]:
+        """Names of all ops that were called."""
+        events = self.work.events
+        ops = self.work.event[self.work.of(Category.OP)]
+        return [events.names[name] for name in np.unique(events.name[ops]).tolist()]
+
+    def amounts_of(self, metric: str) -> Amounts:
+        """Rows and values of an additive metric, `op_calls["..."]` among them."""
+        op = op_of(metric)
+        if op is None:
+            return self.amounts.get(metric, _NOTHING)
+        rows = self.work.of(Category.OP)
+        events = self.work.events
+        name = events.names.index(op) if op in events.names else -1
+        rows = rows[events.name[self.work.event[rows]] == name]
+        return Amounts(rows, np.ones(len(rows), dtype=np.int64))
+
+    def own(self, metric: str) -> IntArray:
+        """Self of an additive metric, for each slot."""
+        amounts = self.amounts_of(metric)
+        return _sum_by(self.slot[amounts.rows], amounts.values, self.runs + 2)
+
+    def total(self, metric: str) -> IntArray:
+        """Total of an additive metric, for each slot."""
+        own = self.own(metric)
+        return np.concatenate([self.tree.sums(own[: self.runs]), own[self.runs :]])
+
+    def held(self) -> set[str]:
+        """The metrics that this trace can hold at all; the others are absent, not zero."""
+        kinds = set(np.unique(self.work.category).tolist())
+        has = {
+            Needs.NOTHING: True,
+            Needs.DEVICE: bool(kinds & {Category.CALL, Category.KERNEL, Category.MEMCPY, Category.MEMSET}),
+            Needs.MEMORY: Category.MEMORY in kinds,
+            Needs.COMPILES: Category.COMPILE in kinds,
+        }
+        return {name for name, metric in METRICS.items() if has[metric.needs]}
+
+    # Times of runs -----------------------------------------------------------------------------------------
+
+    def cpu_total(self) -> IntArray:
+        """Wall time of each run, ns."""
+        return self.ranges.end - self.ranges.start
+
+    def cpu_own(self) -> IntArray:
+        """Wall time of each run less that of its children on the same thread, ns."""
+        own = self.cpu_total()
+        parent = self.ranges.parent
+        children = np.flatnonzero((parent >= 0) & (self.ranges.thread[parent] == self.ranges.thread))
+        np.subtract.at(own, parent[children], self.cpu_total()[children])
+        return own
+
+    def busy_own(self) -> IntArray:
+        """Time in which device work of each slot's own ran, on each device, summed over devices, ns."""
+        owner, device, start, end = self.device_intervals()
+        return union_length(owner, device, start, end, self.runs + 2)
+
+    def busy_total(self) -> IntArray:
+        """The same over each slot and its descendants."""
+        owner, device, start, end = self.device_intervals()
+        return union_lengths_up(owner, device, start, end, self.tree, self.runs + 2)
+
+    def device_intervals(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """Slot, device, start and end (ns) of every piece of device work."""
+        work = self.work
+        rows = work.of(Category.KERNEL, Category.MEMCPY, Category.MEMSET)
+        events, of = work.events, work.event[rows]
+        devices = {pid: i for i, pid in enumerate(dict.fromkeys(t.pid for t in events.threads))}
+        device = np.array([devices[t.pid] for t in events.threads], dtype=np.int64)[events.thread[of]]
+        return self.slot[rows], device, events.start[of], events.end[of]
+
+
+_NOTHING = Amounts(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+
+
+class Tree:
+    """A forest given by parents.
+
+    Attributes:
+        parent: of each node; -1 for a root.
+        levels: nodes by depth, roots first.
+        place: position of each node when each comes before its descendants, siblings in their order.
+        size: how many nodes each subtree has.
+    """
+
+    def __init__(self, parent: IntArray) -> None:
+        self.parent = parent
+        self.levels = list(_levels(parent))
+        count = len(parent)
+        size = np.ones(count, dtype=np.int64)
+        for level in reversed(self.levels[1:]):
+            np.add.at(size, parent[level], size[level])
+        # Number the forest so that each subtree is a run of numbers, beginning with its root.
+        siblings = np.lexsort((np.arange(count), parent))
+        before = np.cumsum(size[siblings]) - size[siblings]
+        ups = parent[siblings]
+        first = np.searchsorted(ups, ups, "left")
+        offset = np.zeros(count, dtype=np.int64)
+        offset[siblings] = before - before[first] if count else before
+        place = np.zeros(count, dtype=np.int64)
+        for depth, level in enumerate(self.levels):
+            place[level] = offset[level] + (place[parent[level]] + 1 if depth else 0)
+        self._order = np.empty(count, dtype=np.int64)
+        self._order[place] = np.arange(count)
+        self.place, self.size = place, size
+
+    def sums(self, own: IntArray) -> IntArray:
+        """Each node's value and those of all its descendants."""
+        running = np.concatenate([[0], np.cumsum(own[self._order])])
+        sums: IntArray = running[self.place + self.size] - running[self.place]
+        return sums
+
+
+def _levels(parent: IntArray) -> Iterator[IntArray]:
+    """Nodes by depth, roots first."""
+    children = np.argsort(parent, kind="stable")
+    ups = parent[children]
+    level = np.flatnonzero(parent < 0)
+    while len(level):
+        yield level
+        low, high = np.searchsorted(ups, level, "left"), np.searchsorted(ups, level, "right")
+        count = high - low
+        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        level = children[np.repeat(low, count) + within]
+
+
+def _sum_by(group: IntArray, values: IntArray, groups: int) -> IntArray:
+    sums = np.zeros(groups, dtype=np.int64)
+    np.add.at(sums, group, values)
+    return sums
+
+
+def union_length(group: IntArray, device: IntArray, start: IntArray, end: IntArray, groups: int) -> IntArray:
+    """Length of the union of intervals, by group and device, summed over a group's devices."""
+    group, _, start, end = _merged(group, device, start, end)
+    return _sum_by(group, end - start, groups)
+
+
+def union_lengths_up(
+    group: IntArray, device: IntArray, start: IntArray, end: IntArray, tree: Tree, groups: int
+) -> IntArray:
+    """The same over each node of a tree with its descendants; groups outside the tree stand alone."""
+    sums = union_length(group, device, start, end, groups)
+    depth = np.zeros(groups, dtype=np.int64)
+    for number, level in enumerate(tree.levels):
+        depth[level] = number
+    group, device, start, end = _merged(group, device, start, end)
+    at = depth[group]
+    for number in range(len(tree.levels) - 1, 0, -1):
+        deepest = at == number
+        if not deepest.any():
+            continue
+        group[deepest] = tree.parent[group[deepest]]
+        at[deepest] = number - 1
+        near = at == number - 1
+        far = ~near
+        merged = _merged(group[near], device[near], start[near], end[near])
+        level = np.zeros(groups, dtype=np.bool_)
+        level[merged[0]] = True
+        sums[level] = _sum_by(merged[0], merged[3] - merged[2], groups)[level]
+        group, device, start, end = (
+            np.concatenate([old[far], new]) for old, new in zip((group, device, start, end), merged, strict=True)
+        )
+        at = depth[group]
+    return sums
+
+
+def _merged(
+    group: IntArray, device: IntArray, start: IntArray, end: IntArray
+) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """Overlapping intervals of one group and device joined."""
+    if not len(group):
+        return group, device, start, end
+    lane = group * (int(device.max()) + 1) + device
+    order = order_of(lane, start, end)
+    group, device, start, end, lane = (column[order] for column in (group, device, start, end, lane))
+    clock = LaneClock(lane, start, end)
+    reach = np.maximum.accumulate(clock.key(lane, end))
+    first = np.ones(len(lane), dtype=np.bool_)
+    first[1:] = clock.key(lane, start)[1:] > reach[:-1]
+    begins = np.flatnonzero(first)
+    furthest = np.maximum.reduceat(end, begins)
+    return group[begins], device[begins], start[begins], furthest
+
+
+# What each metric counts --------------------------------------------------------------------------------------
+
+
+def _select(work: Work) -> Iterator[tuple[str, Amounts]]:
+    yield from _select_calls(work)
+    yield from _select_device_work(work)
+    yield from _select_ops(work)
+    yield from _select_memory(work)
+    yield from _select_compiles(work)
+
+
+def _ones(rows: IntArray) -> Amounts:
+    return Amounts(rows, np.ones(len(rows), dtype=np.int64))
+
+
+def _durations(work: Work, rows: IntArray) -> IntArray:
+    of = work.event[rows]
+    return work.events.end[of] - work.events.start[of]
+
+
+def _is(events: EventTable, rows: IntArray, flags: BoolArray) -> BoolArray:
+    return flags[events.name[rows]]
+
+
+def _select_calls(work: Work) -> Iterator[tuple[str, Amounts]]:
+    events = work.events
+    calls = work.of(Category.CALL)
+    of = work.event[calls]
+    kernels = work.of(Category.KERNEL)
+    owns_kernel = np.zeros(len(work.event), dtype=np.bool_)
+    owns_kernel[work.owner[kernels][work.owner[kernels] >= 0]] = True
+    owns = np.zeros(len(work.event), dtype=np.bool_)
+    owns[work.owner[work.owned]] = True
+    graph = _is(events, of, apis.named(events.names, apis.is_graph_launch))
+    launches = calls[owns_kernel[calls] & ~graph]
+    graph_launches = calls[owns[calls] & graph]
+    yield "kernel_launches", _ones(launches)
+    yield "graph_launches", _ones(graph_launches)
+    yield "unlinked_launches", _ones(unlinked_launches(work))
+    syncs = calls[_is(events, of, apis.named(events.names, apis.is_sync))]
+    yield "syncs", _ones(syncs)
+    both = np.concatenate([launches, graph_launches])
+    yield "launch_ns", Amounts(both, _durations(work, both))
+    yield "sync_wait_ns", Amounts(syncs, _waits(work, syncs))
+
+
+def unlinked_launches(work: Work) -> IntArray:
+    """Rows of launch calls whose id owns nothing."""
+    events = work.events
+    calls = work.of(Category.CALL)
+    calls = calls[_is(events, work.event[calls], apis.named(events.names, apis.is_launch))]
+    device = work.of(Category.KERNEL, Category.MEMCPY, Category.MEMSET)
+    ids = events.correlation[work.event[calls]]
+    ran = np.unique(events.correlation[work.event[device]])
+    unlinked: BoolArray = (ids == NO_ID) | ~np.isin(ids, ran)
+    return calls[unlinked]
+
+
+def _waits(work: Work, syncs: IntArray) -> IntArray:
+    """How long each sync waited: its own duration, or that of the cuda_sync event with its id."""
+    events = work.events
+    waits = _durations(work, syncs)
+    refined = events.of(Category.SYNC)
+    if not len(refined):
+        return waits
+    ids = events.correlation[refined]
+    order = order_of(ids, events.end[refined] - events.start[refined], np.zeros(len(ids), dtype=np.int64))
+    wanted = events.correlation[work.event[syncs]]
+    last = np.searchsorted(ids[order], wanted, "right") - 1
+    match = (last >= 0) & (ids[order[np.maximum(last, 0)]] == wanted) & (wanted != NO_ID)
+    longest = refined[order[last[match]]]
+    waits[match] = events.end[longest] - events.start[longest]
+    return waits
+
+
+def _select_device_work(work: Work) -> Iterator[tuple[str, Amounts]]:
+    events = work.events
+    kernels = work.of(Category.KERNEL)
+    yield "kernels", _ones(kernels)
+    graph = apis.named(events.names, apis.is_graph_launch)
+    owned = kernels[work.owner[kernels] >= 0]
+    yield "graph_kernels", _ones(owned[_is(events, work.event[work.owner[owned]], graph)])
+    memsets = work.of(Category.MEMSET)
+    yield "memsets", _ones(memsets)
+    collectives = kernels[events.collective_bytes[work.event[kernels]] != NO_ID]
+    yield "collectives", _ones(collectives)
+    yield "collective_bytes", Amounts(collectives, events.collective_bytes[work.event[collectives]])
+    copies = work.of(Category.MEMCPY)
+    yield from _select_copies(work, copies)
+    device = np.concatenate([kernels, copies, memsets])
+    yield "gpu_ns", Amounts(device, _durations(work, device))
+
+
+def _select_copies(work: Work, copies: IntArray) -> Iterator[tuple[str, Amounts]]:
+    events = work.events
+    names = events.name[work.event[copies]]
+    kinds = {name: apis.copy_kind(events.names[name]) for name in np.unique(names).tolist()}
+    size = events.bytes[work.event[copies]]
+    size = np.where(size == NO_ID, 0, size)
+
+    def both(prefix: str, copy: str, rows: BoolArray) -> Iterator[tuple[str, Amounts]]:
+        yield f"{prefix}copies", _ones(copies[rows])
+        yield f"{copy}bytes", Amounts(copies[rows], size[rows])
+
+    yield from both("", "copy_", np.ones(len(copies), dtype=np.bool_))
+    for direction in sorted({kind.direction for kind in kinds.values()}):
+        here = np.isin(names, [name for name, kind in kinds.items() if kind.direction == direction])
+        yield from both(f"{direction}_", f"{direction}_", here)
+    for kind in sorted({kind for kind in kinds.values() if kind.memory and kind.direction in HOST_DIRECTIONS}):
+        here = np.isin(names, [name for name, other in kinds.items() if other == kind])
+        yield from both(f"{kind.direction}_{kind.memory}_", f"{kind.direction}_{kind.memory}_", here)
+
+
+def _select_ops(work: Work) -> Iterator[tuple[str, Amounts]]:
+    """Ops that no other op contains whole inside the same innermost range of their thread."""
+    events = work.events
+    ops = work.of(Category.OP)
+    ops = ops[~_is(events, work.event[ops], autograd.is_wrapper(events.names))]
+    if not len(ops):
+        return
+    of = work.event[ops]
+    start, end = events.start[of], events.end[of]
+    group = work.thread[ops] * (len(work.ranges) + 2) + work.range[ops] + 2
+    _, lane = np.unique(group, return_inverse=True)
+    order = order_of(lane, start, end)
+    clock = LaneClock(lane, start, end)
+    reach = clock.key(lane, end)[order]
+    outer = np.ones(len(ops), dtype=np.bool_)
+    outer[1:] = np.maximum.accumulate(reach)[:-1] < reach[1:]
+    # The first of a lane is outermost whatever lies in other lanes, whose keys are all smaller.
+    yield "ops", _ones(np.sort(ops[order[outer]]))
+
+
+def _select_memory(work: Work) -> Iterator[tuple[str, Amounts]]:
+    events = work.events
+    memory = work.of(Category.MEMORY)
+    if not len(memory):
+        return
+    size = events.bytes[work.event[memory]]
+    taken = size > 0
+    yield "allocs", _ones(memory[taken])
+    yield "alloc_bytes", Amounts(memory[taken], size[taken])
+    calls = work.of(Category.CALL)
+    yield (
+        "device_mallocs",
+        _ones(calls[_is(events, work.event[calls], apis.named(events.names, apis.is_device_malloc))]),
+    )
+
+
+def _select_compiles(work: Work) -> Iterator[tuple[str, Amounts]]:
+    compiles = work.of(Category.COMPILE)
+    hit = work.events.cache_hit[work.event[compiles]]
+    yield "compiles", _ones(compiles[~hit])
+    yield "compile_cache_hits", _ones(compiles[hit])
+    yield "compile_ns", Amounts(compiles[~hit], _durations(work, compiles[~hit]))
