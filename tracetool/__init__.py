@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracetool.chrome import read
-    from tracetool.diff import diff
+    from tracetool.differ import diff
     from tracetool.summary import summarize
 
 __all__ = ["__version__", "diff", "read", "summarize"]
 
 __version__ = "0.1.0"
 
-_HOMES = {"read": "tracetool.chrome", "summarize": "tracetool.summary", "diff": "tracetool.diff"}
+_HOMES = {"read": "tracetool.chrome", "summarize": "tracetool.summary", "diff": "tracetool.differ"}
 
 
 def __getattr__(name: str) -> object:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracetool import environment, health
-from tracetool.attribution import OUTSIDE, Causes, attribute, source_frame_label
+from tracetool.attribution import OUTSIDE, Causes, attribute, process_numbers, source_frame_label
 from tracetool.events import DEVICE_WORK, Category
-from tracetool.folding import DEFAULT_FOLDS, STEP, Fold
+from tracetool.folding import DEFAULT_FOLDS, Fold
 from tracetool.metrics import METRICS, lookup, op_calls
 from tracetool.ranges import BEFORE_WINDOW, NO_RANGE, RangeSource, build
 from tracetool.tally import Tally, Tree, union_length, union_lengths_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from tracetool.attribution import Work
     from tracetool.events import IntArray, Trace
@@ -170,11 +170,45 @@ class TraceSummary:
         """`own` or `total`, for scope `self` or `total`."""
         return self.own(metric) if scope == "self" else self.total(metric)
 
+    def counted(self, scope: str = "total") -> list[list[str]]:
+        """For each row the metrics, `op_calls` among them, that are not zero there."""
+        if scope not in self._counted:
+            found: list[list[str]] = [[] for _ in self.paths]
+            for name in (*self.metrics, *self.op_metrics):
+                for row in np.flatnonzero(self.value(name, scope)).tolist():
+                    found[row].append(name)
+            self._counted[scope] = found
+        return self._counted[scope]
+
+    @cached_property
+    def _counted(self) -> dict[str, list[list[str]]]:
+        return {}
+
     def samples(self, metric: str, row: int, scope: str = "total") -> IntArray:
         """The metric of each call of a row, in order of time; empty for the last two rows."""
         if row >= self._rows.count:
             return np.empty(0, dtype=np.int64)
         return self._samples_by_row(metric, scope)[self._rows.run_slice(row)]
+
+    def step_samples(self, metric: str, row: int, scope: str = "total") -> IntArray:
+        """The metric of a row in each profiler step, in the order of the file; what lies outside steps is left out."""
+        sums = np.zeros(self.step_count + 1, dtype=np.int64)
+        if row < self._rows.count:
+            np.add.at(
+                sums, self._run_steps[self._rows.by_row[self._rows.run_slice(row)]], self.samples(metric, row, scope)
+            )
+        elif metric in self.tally.amounts:
+            amounts = self.tally.amounts_of(metric)
+            here = self._rows.of_slot[self.tally.slot[amounts.rows]] == row
+            np.add.at(sums, self.work.step[amounts.rows[here]], amounts.values[here])
+        return sums[:-1]
+
+    @cached_property
+    def _run_steps(self) -> IntArray:
+        ranges = self.tally.ranges
+        pids = process_numbers(self.work.events)
+        steps: IntArray = self.work.steps.at(pids[ranges.thread], ranges.start)
+        return steps
 
     def spreads(self, metric: str, scope: str = "total") -> list[Spread]:
         """Least, median and most over the calls of each row, without the last two rows."""
@@ -456,15 +490,3 @@ def _grouped(first: IntArray, second: IntArray, values: IntArray) -> list[tuple[
     begins = np.flatnonzero(new)
     sums = np.add.reduceat(values, begins)
     return list(zip(first[begins].tolist(), second[begins].tolist(), sums.tolist(), strict=True))
-
-
-def without_steps(path: Path) -> Path:
-    """A path without its profiler steps, so that a trace with steps and one without compare."""
-    return tuple(name for name in path if name != STEP)
-
-
-def json_counts(summary: TraceSummary, scope: str, metrics: Sequence[str]) -> Iterator[Counts]:
-    """For each row the metrics that are not zero."""
-    columns = {name: summary.value(name, scope).tolist() for name in metrics}
-    for row in range(len(summary.paths)):
-        yield {name: column[row] for name, column in columns.items() if column[row]}

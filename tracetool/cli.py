@@ -1,0 +1,278 @@
+"""The command line: reads options, calls the pure parts, writes results and exits."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tracetool import __version__
+from tracetool.errors import TracetoolError
+from tracetool.options import TRACE, output_options, reading_options, view_options
+from tracetool.output import check_target, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from tracetool.differ import TraceDiff
+    from tracetool.render.view import View
+    from tracetool.summary import TraceSummary
+
+DIFFERS = 1
+FAILED = 2
+INTERRUPTED = 130
+
+_WIDTH_OF_FILES = 120
+_PATIENCE_S = 1.0
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="tracetool")
+def cli() -> None:
+    """What did my change do to the work on the GPU?
+
+    Counts kernel launches, copies, synchronisations and compiles in PyTorch profiler traces, range by range, and
+    lays variants side by side.
+    """
+
+
+@cli.command()
+@click.argument("trace", type=TRACE)
+@view_options
+@reading_options
+@output_options
+@click.pass_context
+def summary(context: click.Context, /, trace: str, form: str, output: Path | None, force: bool, **options: Any) -> None:
+    """Count the work of each range of TRACE (- is standard input)."""
+    check_target(output, force=force)
+    view = _view(options)
+    found = _summarize(trace, options)
+    _emit("summary", found, form, output, _with_next(view, _next_of_summary(found)))
+    context.exit(_exit_code([found]))
+
+
+@cli.command()
+@click.argument("baseline", type=TRACE)
+@click.argument("variants", type=TRACE, nargs=-1, required=True)
+@click.option("--name", "labels", multiple=True, metavar="LABEL", help="What to call each side, in their order.")
+@click.option("--self", "own", is_flag=True, help="Compare what a range owns directly, without the ranges in it.")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 where any exact count differs.")
+@view_options
+@reading_options
+@output_options
+@click.pass_context
+def diff(
+    context: click.Context,
+    /,
+    baseline: str,
+    variants: tuple[str, ...],
+    labels: tuple[str, ...],
+    own: bool,
+    exit_code: bool,
+    form: str,
+    output: Path | None,
+    force: bool,
+    **options: Any,
+) -> None:
+    """Lay VARIANTS beside BASELINE: what changed, range by range, and what did it."""
+    from tracetool.differ import Per
+    from tracetool.differ import diff as compare
+
+    check_target(output, force=force)
+    view = _view(options)
+    summaries = [_summarize(path, options) for path in (baseline, *variants)]
+    per = Per(options["per"]) if options["per"] else None
+    found = compare(*summaries, labels=labels, scope="self" if own else "total", per=per)
+    _emit("diff", found, form, output, _with_next(view, _next_of_diff(found)))
+    unhealthy = _exit_code(summaries)
+    context.exit(unhealthy or (DIFFERS if exit_code and found.differs else 0))
+
+
+@cli.command()
+@click.argument("trace", type=TRACE)
+@reading_options
+@output_options
+@click.pass_context
+def health(context: click.Context, /, trace: str, form: str, output: Path | None, force: bool, **options: Any) -> None:
+    """Say whether the numbers of TRACE can be believed; exits with 2 where they cannot."""
+    check_target(output, force=force)
+    found = _summarize(trace, options)
+    _emit("health", found, form, output, None)
+    context.exit(_exit_code([found]))
+
+
+@cli.command()
+@output_options
+def metrics(form: str, output: Path | None, force: bool) -> None:
+    """Explain every metric: its unit, whether it is exact, what it counts."""
+    check_target(output, force=force)
+    _emit("metrics", None, form, output, None)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line. Every failure ends here, as one sentence on standard error and an exit code."""
+    try:
+        result = cli.main(args=arguments, prog_name="tracetool", standalone_mode=False)
+    except TracetoolError as error:
+        return _fail(str(error), error.exit_code)
+    except click.UsageError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        return _fail(error.format_message(), FAILED)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted; nothing was written", INTERRUPTED)
+    except MemoryError:
+        return _fail("out of memory: the trace is too large for this machine", FAILED)
+    except Exception as error:  # noqa: BLE001 (no traceback reaches a user)
+        if os.environ.get("TRACETOOL_DEBUG"):
+            traceback.print_exc()
+        return _fail(
+            f"a defect in tracetool: {type(error).__name__}: {error}; please report it with the output of the same "
+            "command under TRACETOOL_DEBUG=1",
+            FAILED,
+        )
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"tracetool: {message}", err=True)
+    return code
+
+
+# Steps of the commands ------------------------------------------------------------------------------------------
+
+
+def _view(options: dict[str, Any]) -> View:
+    from tracetool.differ import Per
+    from tracetool.globs import PathGlob
+    from tracetool.metrics import lookup
+    from tracetool.render.view import View
+
+    for name in options["metrics"]:
+        lookup(name)
+    return View(
+        patterns=tuple(PathGlob(pattern) for pattern in options["patterns"]),
+        metrics=tuple(dict.fromkeys(options["metrics"])),
+        depth=options["depth"],
+        everything=options["everything"],
+        per=Per(options["per"]) if options["per"] else None,
+    )
+
+
+def _summarize(path: str, options: dict[str, Any]) -> TraceSummary:
+    from tracetool.chrome import read
+    from tracetool.folding import DEFAULT_FOLDS, user_fold
+    from tracetool.ranges import range_source
+    from tracetool.summary import summarize
+
+    folds = (*DEFAULT_FOLDS, *(user_fold(regex) for regex in options["fold"]))
+    sources = [range_source(text) for text in options["ranges_as"]]
+    with _Progress(path) as progress:
+        return summarize(read(path, progress=progress.show), ranges_as=sources, folds=folds)
+
+
+def _exit_code(summaries: Sequence[TraceSummary]) -> int:
+    for found in summaries:
+        worst = next((one for one in found.health.findings if one.severity == "error"), None)
+        if worst is not None:
+            return _fail(f"{found.source} is not healthy: {worst.message}", FAILED)
+    return 0
+
+
+def _emit(what: str, found: object, form: str, output: Path | None, view: View | None) -> None:
+    """Render and write; `health` and `metrics` have no view."""
+    renderer: Callable[..., str] = getattr(_renderer(form), what)
+    arguments = [one for one in (found, view) if one is not None]
+    settings: dict[str, Any] = {}
+    if form == "terminal":
+        to_terminal = output is None and sys.stdout.isatty()
+        width = shutil.get_terminal_size((_WIDTH_OF_FILES, 24)).columns if output is None else _WIDTH_OF_FILES
+        settings = {"width": max(40, width), "colour": to_terminal and not os.environ.get("NO_COLOR")}
+    write(renderer(*arguments, **settings), output)
+
+
+def _renderer(form: str) -> Any:
+    if form == "json":
+        from tracetool.render import json
+
+        return json
+    if form == "markdown":
+        from tracetool.render import markdown
+
+        return markdown
+    from tracetool.render import terminal
+
+    return terminal
+
+
+def _with_next(view: View, command: list[str]) -> View:
+    from dataclasses import replace
+
+    return replace(view, command=f"next: {shlex.join(command)}")
+
+
+def _next_of_summary(found: TraceSummary) -> list[str]:
+    """The range that makes most launches (without a device: most ops), call by call."""
+    from tracetool.render.words import pattern_of
+
+    for metric in ("kernel_launches", "graph_launches", "ops"):
+        own = found.own(metric)[: found.outside_row]
+        if len(own) and own.max() > 0:
+            return [
+                "tracetool",
+                "summary",
+                found.source,
+                "--range",
+                pattern_of(found.paths[int(own.argmax())]),
+                "--per",
+                "call",
+                "--all",
+            ]
+    return ["tracetool", "health", found.source]
+
+
+def _next_of_diff(found: TraceDiff) -> list[str]:
+    """All metrics of the innermost range that changed."""
+    from tracetool.render.words import pattern_of
+
+    changed = [row.path for row in found.rows if row.changed]
+    command = ["tracetool", "diff", *(side.summary.source for side in found.sides)]
+    return [*command, "--range", pattern_of(max(changed, key=len)), "--all"] if changed else [*command, "--all"]
+
+
+class _Progress:
+    """Says on standard error what is being read, once that has taken a second."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._shown = False
+
+    def __enter__(self) -> _Progress:
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown and sys.stderr.isatty():
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+    def show(self, read: int) -> None:
+        """Take the number of bytes read so far."""
+        if time.monotonic() - self._began < _PATIENCE_S:
+            return
+        if sys.stderr.isatty():
+            click.echo(f"\rreading {self._path}: {read >> 20:,} MiB", nl=False, err=True)
+        elif not self._shown:
+            click.echo(f"reading {self._path} ...", err=True)
+        self._shown = True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

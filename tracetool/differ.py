@@ -1,0 +1,418 @@
+"""Two or more traces side by side: what changed, range by range, and what did it.
+
+A range is lined up by its path without profiler steps. A range that has no twin there is lined up by its name
+alone where that is plain (one of that name left on each side), and says so. Numbers are compared per call of the
+range; where a side has no calls of it, per step; without steps, per trace.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracetool import environment
+from tracetool.errors import SettingError
+from tracetool.folding import STEP
+from tracetool.metrics import METRICS, lookup
+from tracetool.ranges import BEFORE_WINDOW, NO_RANGE
+from tracetool.stats import Ratio, ratio_of_medians
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tracetool.events import IntArray
+    from tracetool.summary import Path, TraceSummary
+
+
+class Per(enum.StrEnum):
+    """What a number is given for."""
+
+    CALL = "call"
+    STEP = "step"
+    TRACE = "trace"
+
+
+class Status(enum.StrEnum):
+    """What became of a range."""
+
+    CHANGED = "changed"
+    SAME = "same"
+    ADDED = "added"
+    GONE = "gone"
+
+
+class Verdict(enum.StrEnum):
+    """How a variant's number stands to the baseline's."""
+
+    SAME = "same"
+    MORE = "more"
+    FEWER = "fewer"
+    FASTER = "faster"
+    SLOWER = "slower"
+    NOISE = "noise"
+    TOO_FEW = "too_few"
+    NOT_CHECKED = "not_checked"
+
+
+CHANGES = frozenset({Verdict.MORE, Verdict.FEWER})
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A metric of a range on one side: its samples, one for each call, step or trace."""
+
+    samples: IntArray
+
+    @property
+    def sum(self) -> int:
+        """Over all samples."""
+        return int(self.samples.sum())
+
+    @property
+    def count(self) -> int:
+        """Calls, steps or traces."""
+        return len(self.samples)
+
+    @property
+    def mean(self) -> Fraction:
+        """Exactly."""
+        return Fraction(self.sum, self.count) if self.count else Fraction(0)
+
+    @property
+    def least(self) -> int:
+        """Of all samples."""
+        return int(self.samples.min(initial=np.iinfo(np.int64).max)) if self.count else 0
+
+    @property
+    def most(self) -> int:
+        """Of all samples."""
+        return int(self.samples.max()) if self.count else 0
+
+    @property
+    def median(self) -> float:
+        """Of all samples."""
+        return float(np.median(self.samples)) if self.count else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One metric of one range over all sides. A cell is None where a side lacks the range or cannot hold the metric."""
+
+    per: Per
+    baseline: Cell | None
+    variants: tuple[Cell | None, ...]
+    verdicts: tuple[Verdict, ...]
+    ratios: tuple[Ratio | None, ...]
+
+    @property
+    def changed(self) -> bool:
+        """Whether an exact count differs on any variant."""
+        return any(verdict in CHANGES for verdict in self.verdicts)
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What a contributor adds to a metric on every side, per call, step or trace as the metric is compared."""
+
+    by: str
+    name: str
+    baseline: Fraction
+    variants: tuple[Fraction, ...]
+
+    @property
+    def changed(self) -> bool:
+        """Whether it differs on any variant."""
+        return any(value != self.baseline for value in self.variants)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One trace of a diff, and what it is called."""
+
+    label: str
+    summary: TraceSummary
+
+
+@dataclass(frozen=True, slots=True)
+class DiffRow:
+    """One range on all sides."""
+
+    path: Path
+    metrics: dict[str, Comparison]
+    parts: tuple[_Part | None, ...] = field(repr=False)
+    """Where its numbers are, on each side."""
+    elsewhere: tuple[Path | None, ...] = ()
+    """For each variant, the path that it was found at by its name alone; None where the paths are the same."""
+
+    @property
+    def changed(self) -> list[str]:
+        """The exact metrics that differ."""
+        return [name for name, comparison in self.metrics.items() if comparison.changed]
+
+    @property
+    def status(self) -> Status:
+        """What became of the range: added or gone on any variant, else changed on any, else the same."""
+        fates = {self.fate(variant) for variant in range(len(self.parts) - 1)}
+        return next(status for status in (Status.ADDED, Status.GONE, Status.CHANGED, Status.SAME) if status in fates)
+
+    def fate(self, variant: int) -> Status:
+        """What became of the range on one variant."""
+        before, after = self.parts[0], self.parts[variant + 1]
+        if (before is None) != (after is None) and self.path[0] not in (NO_RANGE, BEFORE_WINDOW):
+            return Status.ADDED if before is None else Status.GONE
+        changed = any(comparison.verdicts[variant] in CHANGES for comparison in self.metrics.values())
+        return Status.CHANGED if changed else Status.SAME
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows of a summary that are one row of a diff, and the rows of which only the self counts there."""
+
+    rows: tuple[int, ...]
+    own_only: tuple[int, ...] = ()
+
+
+class TraceDiff:
+    """A baseline and its variants, lined up."""
+
+    def __init__(self, sides: Sequence[Side], *, scope: str = "total", per: Per | None = None) -> None:
+        """Line up and compare. `diff` is the public way to make one."""
+        self.sides = tuple(sides)
+        self.scope = scope
+        self._per = per
+        self.environment = environment.differences([side.summary.environment for side in sides])
+        self.stepped = all(side.summary.step_count for side in sides)
+        if per is Per.STEP and not self.stepped:
+            without = next(side for side in sides if not side.summary.step_count)
+            raise SettingError(f"'{without.label}' has no profiler steps: compare per call or per trace instead")
+        self.rows = [self._row(*line) for line in self._lines()]
+
+    @property
+    def baseline(self) -> Side:
+        """The side that the others are compared with."""
+        return self.sides[0]
+
+    @property
+    def variants(self) -> tuple[Side, ...]:
+        """The other sides."""
+        return self.sides[1:]
+
+    @property
+    def differs(self) -> bool:
+        """Whether any exact count differs anywhere."""
+        return any(row.status is not Status.SAME for row in self.rows)
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """Metrics that count something on any side, in the order of the registry, then ops by name."""
+        some = {name for side in self.sides for name in side.summary.metrics}
+        ops = dict.fromkeys(name for side in self.sides for name in side.summary.op_metrics)
+        return [*(name for name in METRICS if name in some), *ops]
+
+    def contributions(self, row: DiffRow, metric: str, by: str) -> list[Contribution]:
+        """What made a metric of a row, matched on all sides by name; what changed most comes first."""
+        comparison = row.metrics[metric]
+        cells = (comparison.baseline, *comparison.variants)
+        found: list[Counter[str]] = []
+        for side, part in zip(self.sides, row.parts, strict=True):
+            counts: Counter[str] = Counter()
+            if part is not None:
+                for number, scope in _scoped(part, self.scope):
+                    for name, amounts in side.summary.contributors(number, by, scope).items():
+                        counts[name] += amounts.get(metric, 0)
+            found.append(counts)
+        divided = [
+            {
+                name: Fraction(value, cell.count) if cell and cell.count else Fraction(0)
+                for name, value in counts.items()
+            }
+            for counts, cell in zip(found, cells, strict=True)
+        ]
+        names = dict.fromkeys(name for counts in divided for name in counts)
+        zero = Fraction(0)
+        contributions = [
+            Contribution(by, name, divided[0].get(name, zero), tuple(side.get(name, zero) for side in divided[1:]))
+            for name in names
+        ]
+        return sorted(
+            (one for one in contributions if one.baseline or any(one.variants)),
+            key=lambda one: (-max(abs(value - one.baseline) for value in one.variants), one.name),
+        )
+
+    # Lining up ---------------------------------------------------------------------------------------------
+
+    def _lines(self) -> Iterable[tuple[Path, tuple[_Part | None, ...], tuple[Path | None, ...]]]:
+        tables = [_by_key(side.summary, stepped=self.stepped) for side in self.sides]
+        first, others = tables[0], tables[1:]
+        moved = [_by_name_alone(first, other) for other in others]
+        taken = [set(found.values()) for found in moved]
+        for key in _in_tree_order(tables, taken):
+            parts: list[_Part | None] = [first.get(key)]
+            elsewhere: list[Path | None] = []
+            for table, found in zip(others, moved, strict=True):
+                other = found.get(key)
+                parts.append(table.get(key if other is None else other))
+                elsewhere.append(other)
+            yield key, tuple(parts), tuple(elsewhere)
+
+    def _row(self, path: Path, parts: tuple[_Part | None, ...], elsewhere: tuple[Path | None, ...]) -> DiffRow:
+        counted: set[str] = set()
+        for side, part in zip(self.sides, parts, strict=True):
+            for row, scope in _scoped(part, self.scope) if part is not None else ():
+                counted.update(side.summary.counted(scope)[row])
+        metrics = {name: self._compare(name, parts) for name in self.metrics if name in counted}
+        return DiffRow(path, metrics, parts, elsewhere)
+
+    # Comparing ---------------------------------------------------------------------------------------------
+
+    def _compare(self, metric: str, parts: tuple[_Part | None, ...]) -> Comparison:
+        per = self._per_of(metric, parts)
+        cells = [self._cell(side.summary, part, metric, per) for side, part in zip(self.sides, parts, strict=True)]
+        exact = lookup(metric).exact
+        verdicts, ratios = [], []
+        for side, cell in zip(self.variants, cells[1:], strict=True):
+            held = self.baseline.summary.holds(metric) and side.summary.holds(metric)
+            ratio = None
+            if not held:
+                verdict = Verdict.NOT_CHECKED
+            elif exact:
+                verdict = _exact_verdict(cells[0], cell)
+            else:
+                ratio = None if cells[0] is None or cell is None else ratio_of_medians(cells[0].samples, cell.samples)
+                verdict = _time_verdict(ratio)
+            verdicts.append(verdict)
+            ratios.append(ratio)
+        return Comparison(per, cells[0], tuple(cells[1:]), tuple(verdicts), tuple(ratios))
+
+    def _per_of(self, metric: str, parts: tuple[_Part | None, ...]) -> Per:
+        called = any(
+            part is not None and side.summary.calls[list(part.rows)].sum()
+            for side, part in zip(self.sides, parts, strict=True)
+        )
+        per = self._per or (Per.CALL if called else Per.STEP)
+        if per is Per.CALL and (metric == "calls" or not called):
+            per = Per.STEP
+        return Per.TRACE if per is Per.STEP and not self.stepped else per
+
+    def _cell(self, summary: TraceSummary, part: _Part | None, metric: str, per: Per) -> Cell | None:
+        if part is None or not summary.holds(metric):
+            return None
+        if per is Per.CALL:
+            samples = [summary.samples(metric, row, self.scope) for row in part.rows]
+            return Cell(np.concatenate(samples))
+        pieces = _scoped(part, self.scope)
+        if per is Per.STEP:
+            return Cell(np.sum([summary.step_samples(metric, row, scope) for row, scope in pieces], axis=0))
+        return Cell(np.array([sum(int(summary.value(metric, scope)[row]) for row, scope in pieces)]))
+
+
+def diff(
+    baseline: TraceSummary,
+    *variants: TraceSummary,
+    labels: Sequence[str] = (),
+    scope: str = "total",
+    per: Per | None = None,
+) -> TraceDiff:
+    """Compare one or more variants with a baseline.
+
+    Args:
+        baseline: as `tracetool.summarize` gives it.
+        *variants: likewise.
+        labels: a name for each side; by default their file names.
+        scope: `total` (a range and what is in it) or `self`.
+        per: what numbers are compared for; by default per call where a range has calls.
+
+    Raises:
+        SettingError: there is no variant, the labels are not one for each side, or `per` is `step` and a side has
+            no steps.
+    """
+    summaries = (baseline, *variants)
+    if not variants:
+        raise SettingError("a diff needs a baseline and at least one variant")
+    if labels and len(labels) != len(summaries):
+        raise SettingError(f"{len(labels)} names for {len(summaries)} traces: give one name for each, in their order")
+    names = list(labels) or _file_labels([summary.source for summary in summaries])
+    return TraceDiff(
+        [Side(name, summary) for name, summary in zip(names, summaries, strict=True)], scope=scope, per=per
+    )
+
+
+def _file_labels(sources: Sequence[str]) -> list[str]:
+    """File names without their endings; where two are alike, numbered."""
+    stems = [source.replace("\\", "/").rsplit("/", 1)[-1].split(".")[0] or source for source in sources]
+    return [stem if stems.count(stem) == 1 else f"{stem} ({number})" for number, stem in enumerate(stems, 1)]
+
+
+def _scoped(part: _Part, scope: str) -> list[tuple[int, str]]:
+    return [*((row, scope) for row in part.rows), *((row, "self") for row in part.own_only)]
+
+
+def _by_key(summary: TraceSummary, *, stepped: bool) -> dict[Path, _Part]:
+    """Rows of a summary by the path under which they are lined up, in the summary's order.
+
+    Where some side has no steps, what lies directly in a step counts for the range around it, as it does there.
+    """
+    rows: dict[Path, list[int]] = {}
+    own_only: dict[Path, list[int]] = {}
+    for number, path in enumerate(summary.paths):
+        key = tuple(name for name in path if name != STEP)
+        if path[-1] != STEP:
+            rows.setdefault(key, []).append(number)
+        elif stepped:
+            rows.setdefault((*key, STEP), []).append(number)
+        else:
+            own_only.setdefault(key or (NO_RANGE,), []).append(number)
+    return {key: _Part(tuple(found), tuple(own_only.get(key, ()))) for key, found in rows.items()}
+
+
+def _by_name_alone(first: dict[Path, _Part], other: dict[Path, _Part]) -> dict[Path, Path]:
+    """Ranges without a twin at their path whose name is the only one left on both sides."""
+    gone = [path for path in first if path not in other]
+    added = [path for path in other if path not in first]
+    names_gone, names_added = Counter(path[-1] for path in gone), Counter(path[-1] for path in added)
+    by_name = {path[-1]: path for path in added}
+    return {
+        path: by_name[path[-1]]
+        for path in gone
+        if path[-1] != STEP and names_gone[path[-1]] == names_added[path[-1]] == 1
+    }
+
+
+def _in_tree_order(tables: Sequence[dict[Path, _Part]], taken: Sequence[set[Path]]) -> list[Path]:
+    """All paths, the baseline's in its order; those of the variants behind the nearest one that they follow there."""
+    last = [(NO_RANGE,), (BEFORE_WINDOW,)]
+    order = [path for path in tables[0] if path not in last]
+    for table, found in zip(tables[1:], taken, strict=True):
+        previous = -1
+        place = {path: number for number, path in enumerate(order)}
+        fresh: list[tuple[int, Path]] = []
+        for path in table:
+            if path in place:
+                previous = place[path]
+            elif path not in last and path not in found:
+                fresh.append((previous, path))
+        for after, path in reversed(fresh):
+            order.insert(after + 1, path)
+    return [*order, *last]
+
+
+def _exact_verdict(baseline: Cell | None, variant: Cell | None) -> Verdict:
+    before = baseline.mean if baseline else Fraction(0)
+    after = variant.mean if variant else Fraction(0)
+    if before == after:
+        return Verdict.SAME
+    return Verdict.MORE if after > before else Verdict.FEWER
+
+
+def _time_verdict(ratio: Ratio | None) -> Verdict:
+    if ratio is None:
+        return Verdict.TOO_FEW
+    if ratio.faster:
+        return Verdict.FASTER
+    return Verdict.SLOWER if ratio.slower else Verdict.NOISE

@@ -1,0 +1,69 @@
+"""Where results go: standard output, or a file that is never half written."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from tracetool.errors import OutputError
+
+
+def check_target(target: Path | None, *, force: bool) -> None:
+    """Refuse a file that could not be written, before any work is done for it.
+
+    Raises:
+        OutputError: it exists and may not be overwritten, or its folder does not exist.
+    """
+    if target is None:
+        return
+    if target.is_dir():
+        raise OutputError(f"{target} is a directory; name a file in it")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target} cannot be written: there is no folder {target.parent}; make it first")
+    if target.exists() and not force:
+        raise OutputError(f"{target} exists already; --force overwrites it")
+
+
+def write(text: str, target: Path | None) -> None:
+    """Write a result to a file, whole or not at all, or to standard output.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    if target is None:
+        _print(text)
+        return
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            try:
+                file.write(text)
+                file.close()
+                # A temporary file is private; a result is as readable as any file made here.
+                mask = os.umask(0)
+                os.umask(mask)
+                temporary.chmod(0o666 & ~mask)
+                temporary.replace(target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror}") from None
+
+
+def _print(text: str) -> None:
+    """Print; a reader that went away, as `head` does, is no failure."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer must not fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()

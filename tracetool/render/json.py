@@ -1,0 +1,214 @@
+"""JSON: the schemas `tracetool.summary/1` and `tracetool.diff/1`, which `tracetool/schemas` holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tracetool.differ import Per
+from tracetool.metrics import METRICS, OP_CALLS_METRIC
+from tracetool.render.verdict import verdict_of
+from tracetool.summary import BY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tracetool.differ import Cell, Comparison, DiffRow, Side, TraceDiff
+    from tracetool.health import Health
+    from tracetool.metrics import Metric
+    from tracetool.render.view import View
+    from tracetool.summary import Spread, TraceSummary
+
+
+def summary(found: TraceSummary, view: View) -> str:
+    """One trace, by `tracetool.summary/1`."""
+    return _text(
+        {
+            "schema": "tracetool.summary/1",
+            "trace": _trace(found),
+            "health": _health(found.health),
+            "totals": _chosen(found.totals, view),
+            "steps": [{"number": number, "totals": _chosen(totals, view)} for number, totals in found.steps],
+            "ranges": list(_ranges(found, view)),
+        }
+    )
+
+
+def health(found: TraceSummary) -> str:
+    """The health of one trace, by `tracetool.health/1`."""
+    return _text({"schema": "tracetool.health/1", "trace": _trace(found), "health": _health(found.health)})
+
+
+def metrics() -> str:
+    """The registry, by `tracetool.metrics/1`."""
+    return _text(
+        {
+            "schema": "tracetool.metrics/1",
+            "metrics": [_metric(metric) for metric in (*METRICS.values(), OP_CALLS_METRIC)],
+        }
+    )
+
+
+def diff(found: TraceDiff, view: View) -> str:
+    """A diff, by `tracetool.diff/1`. Everything is there, changed or not."""
+    return _text(
+        {
+            "schema": "tracetool.diff/1",
+            "baseline": _side(found.baseline),
+            "variants": [_side(side) for side in found.variants],
+            "scope": found.scope,
+            "environment": [{"setting": name, "values": values} for name, values in found.environment.items()],
+            "ranges": [_diff_row(found, row, view) for row in found.rows if view.shows(row.path)],
+            "verdict": verdict_of(found),
+        }
+    )
+
+
+def _text(value: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
+
+
+def _trace(found: TraceSummary) -> dict[str, Any]:
+    return {
+        "path": found.source,
+        "events": found.event_count,
+        "steps": found.step_count,
+        "environment": found.environment,
+    }
+
+
+def _health(found: Health) -> dict[str, Any]:
+    return {
+        "verdict": found.verdict,
+        "findings": [
+            {"code": one.code, "severity": one.severity, "message": one.message, "count": one.count}
+            for one in found.findings
+        ],
+    }
+
+
+def _metric(metric: Metric) -> dict[str, Any]:
+    return {
+        "name": metric.name,
+        "unit": metric.unit,
+        "exact": metric.exact,
+        "additive": metric.additive,
+        "needs": metric.needs,
+        "meaning": metric.meaning,
+    }
+
+
+def _chosen(counts: dict[str, int], view: View) -> dict[str, int]:
+    return {name: value for name, value in counts.items() if not view.metrics or name in view.metrics}
+
+
+def _ranges(found: TraceSummary, view: View) -> Iterable[dict[str, Any]]:
+    names = [name for name in (*found.metrics, *found.op_metrics) if not view.metrics or name in view.metrics]
+    own = {name: found.own(name).tolist() for name in names if name != "calls"}
+    total = {name: found.total(name).tolist() for name in names if name != "calls"}
+    spreads = {name: found.spreads(name) for name in total}
+    threads = found.work.events.threads
+    for row, path in enumerate(found.paths):
+        calls = int(found.calls[row])
+        of_self = {name: values[row] for name, values in own.items() if values[row]}
+        of_total = {name: values[row] for name, values in total.items() if values[row]}
+        if not view.shows(path) or not (calls or of_total or of_self):
+            continue
+        entry: dict[str, Any] = {
+            "path": list(path),
+            "calls": calls,
+            "self": of_self,
+            "total": of_total,
+            "per_call": {name: _spread(spreads[name][row]) for name in of_total} if calls else {},
+            "via_autograd": _chosen(found.via_autograd.get(row, {}), view),
+            "threads": [
+                {"tid": threads[thread].tid, "name": threads[thread].name, "self": _chosen(counts, view)}
+                for thread, counts in found.threads.get(row, {}).items()
+            ],
+            "contributors": [
+                {"by": by, "name": name, **_chosen(counts, view)}
+                for by in BY
+                for name, counts in found.contributors(row, by).items()
+            ],
+        }
+        if view.per is Per.STEP and found.step_count:
+            entry["per_step"] = {name: _step_spread(found, name, row) for name in of_total}
+        if found.ambiguous[row]:
+            entry["ambiguous"] = True
+        if row in found.raw_names:
+            entry["raw_names"] = found.raw_names[row]
+        yield entry
+
+
+def _spread(spread: Spread) -> dict[str, Any]:
+    return {"min": spread.least, "median": _plain(spread.median), "max": spread.most}
+
+
+def _step_spread(found: TraceSummary, metric: str, row: int) -> dict[str, Any]:
+    samples = sorted(found.step_samples(metric, row).tolist())
+    middle = (samples[(len(samples) - 1) // 2] + samples[len(samples) // 2]) / 2
+    return {"min": samples[0], "median": _plain(middle), "max": samples[-1]}
+
+
+def _plain(value: float) -> float | int:
+    return int(value) if value == int(value) else value
+
+
+def _side(side: Side) -> dict[str, Any]:
+    return {"label": side.label, **_trace(side.summary), "health": _health(side.summary.health)}
+
+
+def _diff_row(found: TraceDiff, row: DiffRow, view: View) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "path": list(row.path),
+        "status": row.status,
+        "metrics": {
+            name: _comparison(comparison)
+            for name, comparison in row.metrics.items()
+            if not view.metrics or name in view.metrics
+        },
+        "contributors": [
+            {
+                "by": one.by,
+                "name": one.name,
+                "metric": name,
+                "baseline": _plain(float(one.baseline)),
+                "variants": [_plain(float(value)) for value in one.variants],
+            }
+            for name in row.changed
+            if not view.metrics or name in view.metrics
+            for by in BY
+            for one in found.contributions(row, name, by)
+            if one.changed
+        ],
+    }
+    if any(row.elsewhere):
+        entry["matched_by_name"] = [list(path) if path else None for path in row.elsewhere]
+    return entry
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "per": comparison.per,
+        "baseline": _cell(comparison.baseline),
+        "variants": [_cell(cell) for cell in comparison.variants],
+        "verdict": list(comparison.verdicts),
+    }
+    if any(comparison.ratios):
+        entry["ratio"] = [
+            {"median": one.value, "low": one.low, "high": one.high} if one else None for one in comparison.ratios
+        ]
+    return entry
+
+
+def _cell(cell: Cell | None) -> dict[str, Any] | None:
+    if cell is None:
+        return None
+    return {
+        "sum": cell.sum,
+        "calls": cell.count,
+        "min": cell.least,
+        "median": _plain(cell.median),
+        "max": cell.most,
+    }

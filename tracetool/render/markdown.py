@@ -1,0 +1,113 @@
+"""Results as GitHub-flavoured Markdown, for a job summary or a comment in a pull request."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from tracetool.metrics import METRICS, OP_CALLS_METRIC
+from tracetool.render import words
+from tracetool.render.tables import SHORT, diff_sections, summary_table, top_contributors
+from tracetool.render.verdict import summary_verdict, verdict_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tracetool.differ import TraceDiff
+    from tracetool.render.view import View
+    from tracetool.summary import TraceSummary
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~#&])")
+_LONGEST_NAME = 120
+
+
+def summary(found: TraceSummary, view: View) -> str:
+    """One trace."""
+    table = summary_table(found, view)
+    lines = [f"**{_plain(summary_verdict(found))}**", "", *_sides([("", found)]), ""]
+    if table.lines:
+        headings = [f"range (per {table.per})", "calls", *(SHORT.get(name, name) for name in table.metrics)]
+        lines += _table(headings, ([_name(words.path_text(line.path)), *line.cells] for line in table.lines))
+        lines.append("")
+    made = top_contributors(found, view, [name for name in table.metrics if name not in ("ops", "h2d_bytes")])
+    lines += [f"- {_plain(name)}: {_plain(text)}" for name, text in made]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def diff(found: TraceDiff, view: View) -> str:
+    """A diff: the verdict, and a table of what changed."""
+    lines = [f"**{_plain(verdict_of(found))}**", "", *_sides([(side.label, side.summary) for side in found.sides]), ""]
+    for name, values in found.environment.items():
+        lines.append(f"- differs: {_plain(name)}: {_plain(' -> '.join(values))}")
+    lines += [""] if found.environment else []
+    rows = []
+    for section in diff_sections(found, view):
+        fate = " ".join(filter(None, (section.fate, section.note)))
+        title = _name(words.path_text(section.path)) + (f" *{_plain(fate)}*" if fate else "")
+        if not section.lines:
+            rows.append([title])
+        for line in section.lines:
+            metric = f"{line.metric.name}{'' if line.metric.exact else ', profiled,'} a {line.per}"
+            changes = [f"{value} {ratio}".strip() for value, ratio in zip(line.variants, line.ratios, strict=True)]
+            rows.append([title, _plain(metric), line.baseline, *changes, _plain(line.causes)])
+            title = ""
+    if rows:
+        headings = ["range", "metric", *(_plain(side.label) for side in found.sides), "what did it"]
+        lines += _table(headings, rows)
+    else:
+        lines.append("No range that is shown differs.")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def health(found: TraceSummary) -> str:
+    """All findings about one trace."""
+    lines = [*_sides([("", found)]), ""]
+    lines += [f"- **{one.severity}** `{one.code}`: {_plain(one.message)}" for one in found.health.findings] or [
+        "Nothing stands against this trace's counts."
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def metrics() -> str:
+    """The registry, explained."""
+    rows = [
+        [
+            f"`{metric.name}`",
+            metric.unit.value,
+            ("exact" if metric.exact else "statistical") + ("" if metric.additive else ", not additive"),
+            _plain(metric.meaning),
+        ]
+        for metric in (*METRICS.values(), OP_CALLS_METRIC)
+    ]
+    return "\n".join(_table(["metric", "unit", "kind", "meaning"], rows)) + "\n"
+
+
+def _sides(sides: Sequence[tuple[str, TraceSummary]]) -> list[str]:
+    return [
+        f"- {f'{_plain(label)}: ' if label else ''}{_name(found.source)}, {words.plural(found.event_count, 'event')}, "
+        f"{words.plural(found.step_count, 'step')}, {_plain(found.environment.get('gpu', 'no GPU named'))}, "
+        f"health {found.health.verdict}"
+        for label, found in sides
+    ]
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [_line(headings), _line(["---"] * len(headings))]
+    lines += [_line([*row, *[""] * (len(headings) - len(row))]) for row in rows]
+    return lines
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _name(text: str) -> str:
+    """A name from a trace as code, whatever is in it."""
+    text = words.shorten(text, _LONGEST_NAME).replace("|", "\\|")
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _plain(text: str) -> str:
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))

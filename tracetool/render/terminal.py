@@ -1,0 +1,254 @@
+"""Results for a terminal, through rich: three lines of header, a table, a verdict, the command for the next view."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tracetool.differ import Status
+from tracetool.environment import differences
+from tracetool.metrics import METRICS, OP_CALLS_METRIC, Needs
+from tracetool.render import words
+from tracetool.render.tables import SHORT, diff_sections, summary_table, top_contributors
+from tracetool.render.verdict import summary_verdict, verdict_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tracetool.differ import TraceDiff
+    from tracetool.health import Health
+    from tracetool.render.tables import DiffLine, DiffSection, SummaryTable
+    from tracetool.render.view import View
+    from tracetool.summary import TraceSummary
+
+_HEALTH_STYLES = {"ok": "green", "warning": "yellow", "error": "bold red", "info": "dim"}
+_STATUS_STYLES = {Status.ADDED: "yellow", Status.GONE: "green"}
+_GOOD_STYLES = {True: "green", False: "red", None: ""}
+_NARROWEST_NAME = 24
+_LABEL_WIDTH = 24
+_SETTINGS = 6
+
+
+class _Page:
+    """Lines of output at a given width, with or without colour."""
+
+    def __init__(self, width: int, *, colour: bool) -> None:
+        self._text = io.StringIO()
+        self.width = width
+        self._console = Console(
+            file=self._text,
+            width=width,
+            force_terminal=colour,
+            no_color=not colour,
+            color_system="standard" if colour else None,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            legacy_windows=False,
+        )
+
+    def add(self, what: Text | Table | Padding | str = "", style: str = "") -> None:
+        """Add something; a plain string is never broken."""
+        unbroken = isinstance(what, str)
+        self._console.print(Text(what, style=style) if isinstance(what, str) else what, soft_wrap=unbroken)
+
+    def text(self) -> str:
+        return "\n".join(line.rstrip() for line in self._text.getvalue().splitlines()) + "\n"
+
+
+def summary(found: TraceSummary, view: View, *, width: int, colour: bool) -> str:
+    """One trace."""
+    page = _Page(width, colour=colour)
+    _header(page, [("", found)])
+    page.add()
+    table = summary_table(found, view)
+    _draw_summary(page, found, table)
+    made = top_contributors(found, view, [name for name in table.metrics if name not in ("ops", "h2d_bytes")])
+    if made:
+        page.add()
+        page.add("made by, in the whole trace", "bold")
+        for name, text in made:
+            page.add(Text.assemble((f"  {SHORT.get(name, name)}: ", "dim"), text))
+    page.add()
+    page.add(Text(summary_verdict(found), style="bold"))
+    if view.command:
+        page.add(view.command, "dim")
+    return page.text()
+
+
+def diff(found: TraceDiff, view: View, *, width: int, colour: bool) -> str:
+    """A diff: only what changed, unless all is asked for."""
+    page = _Page(width, colour=colour)
+    _header(page, [(side.label, side.summary) for side in found.sides])
+    page.add()
+    sections = diff_sections(found, view)
+    if sections:
+        _draw_diff(page, found, sections)
+    else:
+        page.add("No range that is shown differs; --all shows what is the same.", "dim")
+    page.add()
+    page.add(Text(verdict_of(found), style="bold"))
+    if view.command:
+        page.add(view.command, "dim")
+    return page.text()
+
+
+def health(found: TraceSummary, *, width: int, colour: bool) -> str:
+    """All findings about one trace."""
+    page = _Page(width, colour=colour)
+    _header(page, [("", found)])
+    for one in found.health.findings:
+        page.add()
+        page.add(
+            Text.assemble((f"{one.severity}", _HEALTH_STYLES[one.severity]), (f" [{one.code}] ", "bold"), one.message)
+        )
+    if not found.health.findings:
+        page.add("Nothing stands against this trace's counts.")
+    return page.text()
+
+
+def metrics(*, width: int, colour: bool) -> str:
+    """The registry, explained."""
+    page = _Page(width, colour=colour)
+    table = Table(box=None, pad_edge=False)
+    for name in ("metric", "unit", "kind"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("meaning")
+    for metric in (*METRICS.values(), OP_CALLS_METRIC):
+        kind = ("exact" if metric.exact else "statistical") + ("" if metric.additive else ", not additive")
+        needs = "" if metric.needs in (Needs.NOTHING, Needs.DEVICE) else f" Needs {metric.needs}."
+        table.add_row(Text(metric.name, style="cyan"), metric.unit.value, kind, Text(metric.meaning + needs))
+    page.add(table)
+    return page.text()
+
+
+# Pieces -------------------------------------------------------------------------------------------------------
+
+
+def _header(page: _Page, sides: Sequence[tuple[str, TraceSummary]]) -> None:
+    for label, found in sides:
+        what = Text.assemble(
+            (f"{label}  " if label else "", "bold"),
+            (found.source, "cyan"),
+            f"  {words.plural(found.event_count, 'event')}, {words.plural(found.step_count, 'step')},"
+            f" {words.plural(len(found.paths) - 2, 'range')}",
+        )
+        page.add(what)
+    _where(page, [found for _, found in sides])
+    text = Text("health ", style="dim")
+    for number, (label, found) in enumerate(sides):
+        text.append(", " if number else "")
+        text.append(f"{label} " if label else "")
+        text.append(found.health.verdict, style=_HEALTH_STYLES[found.health.verdict])
+        text.append(_worst(found.health))
+    page.add(text)
+
+
+def _worst(health: Health) -> str:
+    grave = [one for one in health.findings if one.severity != "info"]
+    if not grave:
+        return ""
+    more = f" (and {words.plural(len(grave) - 1, 'more finding')})" if len(grave) > 1 else ""
+    return f": {grave[0].message}{more}"
+
+
+def _where(page: _Page, sides: Sequence[TraceSummary]) -> None:
+    environments = [side.environment for side in sides]
+    differing = differences(environments)
+    shared = {name: value for name, value in environments[0].items() if name not in differing}
+    told = [f"{name} {value}" if name != "gpu" else value for name, value in shared.items() if name != "schemaVersion"]
+    page.add(Text.assemble(("captured on ", "dim"), ", ".join(told[:_SETTINGS]) or "an unknown machine"))
+    for name, values in differing.items():
+        page.add(Text.assemble(("differs ", "yellow"), f"{name}: {' -> '.join(values)}"))
+
+
+def _draw_summary(page: _Page, found: TraceSummary, table: SummaryTable) -> None:
+    if not table.lines:
+        page.add("Nothing is counted in the ranges that are shown.", "dim")
+        return
+    headings = ["calls", *(SHORT.get(name, name) for name in table.metrics)]
+    columns = list(zip(*(line.cells for line in table.lines), strict=True))
+    widths = [
+        max(len(heading), *(len(cell) for cell in cells)) for heading, cells in zip(headings, columns, strict=True)
+    ]
+    longest = max(2 * line.depth + len(line.path[-1]) for line in table.lines)
+    name_width = min(max(longest, len("range") + 14), max(_NARROWEST_NAME, page.width - sum(widths) - 2 * len(widths)))
+    shown = len(widths)
+    while shown > 1 and name_width + sum(widths[:shown]) + 2 * shown > page.width:
+        shown -= 1
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    drawn.add_column(f"range (per {table.per})", width=name_width, no_wrap=True)
+    for heading in headings[:shown]:
+        drawn.add_column(heading, justify="right", no_wrap=True)
+    for line in table.lines:
+        indent = "  " * line.depth
+        name = indent + words.shorten(line.path[-1], max(8, name_width - len(indent)))
+        drawn.add_row(Text(name, style=_share_style(line.weight)), *line.cells[:shown])
+    page.add(drawn)
+    if shown < len(widths):
+        left = ", ".join(headings[shown:])
+        page.add(f"Not shown for want of width: {left}. Widen the terminal, or choose with --metric.", "dim")
+    if any(found.ambiguous):
+        page.add("Some ranges overlap without nesting; `tracetool health` names one.", "yellow")
+
+
+def _share_style(weight: float) -> str:
+    return "bold" if weight >= 0.5 else "" if weight >= 0.05 else "dim"
+
+
+def _draw_diff(page: _Page, found: TraceDiff, sections: Sequence[DiffSection]) -> None:
+    """Ranges as headings over aligned lines of their metrics; a heading may be longer than any column."""
+    labels = [words.shorten(side.label, _LABEL_WIDTH) for side in found.sides]
+    lines = [line for section in sections for line in section.lines]
+    names = [_metric_name(line) for line in lines]
+    rows = [["metric", labels[0], *(text for label in labels[1:] for text in (label, ""))]]
+    rows += [
+        [name, line.baseline, *(text for pair in zip(line.variants, line.ratios, strict=True) for text in pair)]
+        for name, line in zip(names, lines, strict=True)
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    page.add(_aligned(rows[0], widths, ["dim"] * len(widths)))
+    cells = iter(rows[1:])
+    for section in sections:
+        page.add(_section_title(page, section))
+        for line in section.lines:
+            styles = [
+                "",
+                "",
+                *(style for good in line.good for style in (_GOOD_STYLES[good], _GOOD_STYLES[good] or "dim")),
+            ]
+            text = _aligned(next(cells), widths, styles)
+            cause = Text(line.causes, style="dim")
+            if line.causes and text.cell_len + len(line.causes) + 2 <= page.width:
+                page.add(Text.assemble(text, "  ", cause))
+            else:
+                text.rstrip()
+                page.add(text)
+                if line.causes:
+                    page.add(Padding(cause, (0, 0, 0, 6)))
+
+
+def _metric_name(line: DiffLine) -> str:
+    return f"{line.metric.name}{'' if line.metric.exact else ', profiled,'} a {line.per}"
+
+
+def _section_title(page: _Page, section: DiffSection) -> Text:
+    title = Text(words.shorten(words.path_text(section.path), page.width - 16), style="bold")
+    if section.fate:
+        title.append(f"  {section.fate}", style=_STATUS_STYLES[section.status])
+    if section.note:
+        title.append(f"  ({section.note})", style="dim")
+    return title
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int], styles: Sequence[str]) -> Text:
+    text = Text("  ")
+    for column, (cell, width, style) in enumerate(zip(cells, widths, styles, strict=True)):
+        left = column == 0 or (column > 1 and column % 2)
+        text.append((cell.ljust(width) if left else cell.rjust(width)) + "  ", style=style)
+    return text

@@ -1,0 +1,103 @@
+"""Numbers and paths as people read them."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from tracetool.folding import STEP
+from tracetool.metrics import Unit, lookup
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tracetool.differ import Cell
+
+_SPECIAL = re.compile(r"[\\*/]")
+_BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_TIMES = (("s", 10**9), ("ms", 10**6), ("us", 10**3))
+
+
+def number(value: float | Fraction, unit: Unit) -> str:
+    """A count, a size or a time: `1,234`, `384.2 KiB`, `2.34 ms`."""
+    if unit is Unit.BYTES:
+        return _bytes(float(value))
+    if unit is Unit.NS:
+        return _time(float(value))
+    return _count(value)
+
+
+def _count(value: float | Fraction) -> str:
+    exact = Fraction(value)
+    return f"{int(exact):,}" if exact.denominator == 1 else f"{float(exact):,.2f}"
+
+
+def _bytes(value: float) -> str:
+    size, unit = value, _BINARY[0]
+    for unit in _BINARY:
+        if abs(size) < 1024 or unit == _BINARY[-1]:
+            break
+        size /= 1024
+    return f"{size:,.0f} {unit}" if size == int(size) else f"{size:,.1f} {unit}"
+
+
+def _time(nanoseconds: float) -> str:
+    for unit, size in _TIMES:
+        if abs(nanoseconds) >= size:
+            return f"{_digits(nanoseconds / size)} {unit}"
+    return f"{nanoseconds:,.0f} ns"
+
+
+def _digits(value: float) -> str:
+    """Three digits, so that what is shown is what can be believed."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def spread(cell: Cell | None, metric: str) -> str:
+    """One number where all calls agree (for a time: the median), else least, median and most."""
+    if cell is None:
+        return "-"
+    unit = lookup(metric).unit
+    if not lookup(metric).exact:
+        return number(cell.median, unit)
+    if cell.least == cell.most:
+        return number(cell.least, unit)
+    return f"{number(cell.least, unit)}..{number(cell.median, unit)}..{number(cell.most, unit)}"
+
+
+def ratio(baseline: Fraction | float, variant: Fraction | float) -> str:
+    """`x0.12`, `new`, `gone`, or nothing where nothing changed."""
+    if baseline == variant:
+        return ""
+    if not baseline:
+        return "new"
+    if not variant:
+        return "gone"
+    value = float(Fraction(variant) / Fraction(baseline))
+    return f"x{value:.0f}" if value >= 100 else f"x{value:.3g}"
+
+
+def path_text(path: Sequence[str]) -> str:
+    """A path as one would write it in a pattern: names with slashes escaped."""
+    return "/".join(_SPECIAL.sub(r"\\\g<0>", name) for name in path)
+
+
+def shorten(text: str, width: int) -> str:
+    """A long name with its middle left out: kernels differ at both ends."""
+    text = " ".join(text.split())
+    if len(text) <= width:
+        return text
+    tail = max(1, (width - 3) // 3)
+    return f"{text[: width - 3 - tail]}...{text[-tail:]}"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 call`, `2 calls`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def pattern_of(path: Sequence[str]) -> str:
+    """A `--range` pattern that fits just this path, with or without the profiler's steps."""
+    bare = [name for name in path if name != STEP] or list(path)
+    return "/" + "/".join(_SPECIAL.sub(r"\\\g<0>", name) for name in bare)
