@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracetool import apis, autograd
-from tracetool.events import DEVICE_WORK, NO_ID, Category, EventTable
+from tracetool.events import DEVICE_WORK, NO_ID, Category, EventTable, is_any
 from tracetool.folding import step_number
 from tracetool.nesting import OpenIntervals, order_of
 
@@ -72,7 +72,7 @@ class Work:
 
     def of(self, *categories: Category) -> IntArray:
         """Rows of the given categories."""
-        return np.flatnonzero(np.isin(self.category, np.array(categories, dtype=np.int8)))
+        return np.flatnonzero(is_any(self.category, *categories))
 
     @cached_property
     def owned(self) -> IntArray:
@@ -85,23 +85,23 @@ def attribute(events: EventTable, ranges: RangeTable) -> Work:
     steps = _steps(events)
     rows = events.of(*_COUNTED)
     category = events.category[rows]
-    device = np.isin(category, np.array(DEVICE_WORK, dtype=np.int8))
-    thread = events.thread[rows].astype(np.int64)
+    device = is_any(category, *DEVICE_WORK)
+    thread = events.thread[rows]
     calls = np.flatnonzero(category == Category.CALL)
     thread[calls] = _threads_of_calls(events, rows[calls])
     host = np.flatnonzero(~device)
-    found = np.full(len(rows), EARLIER, dtype=np.int64)
+    found = np.full(len(rows), EARLIER, dtype=np.int32)
     via = np.zeros(len(rows), dtype=np.bool_)
-    step = np.full(len(rows), -1, dtype=np.int64)
+    step = np.full(len(rows), -1, dtype=np.int32)
     pids = process_numbers(events)
     found[host], via[host] = ranges.locate(thread[host], events.start[rows[host]])
     step[host] = steps.at(pids[thread[host]], events.start[rows[host]])
-    owner = np.full(len(rows), -1, dtype=np.int64)
+    owner = np.full(len(rows), -1, dtype=np.int32)
     owner[device] = _owners(events, rows, calls, np.flatnonzero(device))
     owned = np.flatnonzero(owner >= 0)
     for column in (found, via, step, thread):
         column[owned] = column[owner[owned]]
-    return Work(events, ranges, steps, rows, found, thread, via, step, owner)
+    return Work(events, ranges, steps, rows.astype(np.int32), found, thread, via, step, owner)
 
 
 def process_numbers(events: EventTable) -> IntArray:
@@ -130,18 +130,34 @@ def _threads_of_calls(events: EventTable, calls: IntArray) -> IntArray:
     The thread that a call itself names goes stale when threads end; it counts only where there is no such op.
     """
     thread = events.thread[calls].astype(np.int64)
+    found = _holders(events, calls)
+    held = found >= 0
+    thread[held] = events.thread[found[held]]
+    return thread
+
+
+def _holders(events: EventTable, calls: IntArray) -> IntArray:
+    """The op or range that carries each call's external id and contains its start, of several the innermost; or -1."""
     holders = events.of(Category.OP, Category.RANGE)
     holders = holders[events.external_id[holders] != NO_ID]
-    ids, lanes = np.unique(events.external_id[holders], return_inverse=True)
-    wanted = events.external_id[calls]
-    lane = np.searchsorted(ids, wanted)
-    if len(ids):
-        lane[ids[np.minimum(lane, len(ids) - 1)] != wanted] = len(ids)
-        around = OpenIntervals(lanes, events.start[holders], events.end[holders])
-        found = around.at(lane, events.start[calls])
-        inside = found >= 0
-        thread[inside] = events.thread[holders[found[inside]]]
-    return thread
+    order = np.argsort(events.external_id[holders], kind="stable")
+    holders = holders[order]
+    ids = events.external_id[holders]
+    none = np.full(len(calls), -1, dtype=np.int64)
+    if not len(ids):
+        return none
+    wanted, time = events.external_id[calls], events.start[calls]
+    place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    known = ids[place] == wanted
+    if np.all(ids[1:] != ids[:-1]):
+        only = holders[place]
+        inside = known & (events.start[only] <= time) & (time < events.end[only])
+        return np.where(inside, only, none)
+    lane = np.cumsum(np.append(0, ids[1:] != ids[:-1]))
+    around = OpenIntervals(lane, events.start[holders], events.end[holders])
+    # A lane that no holder is in is where nothing is open.
+    found = around.at(np.where(known, lane[place], lane[-1] + 1), time)
+    return np.where(found >= 0, holders[found], none)
 
 
 def _owners(events: EventTable, rows: IntArray, calls: IntArray, device: IntArray) -> IntArray:

@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    IntArray = npt.NDArray[np.int64]
+    IntArray = npt.NDArray[np.integer[Any]]
     BoolArray = npt.NDArray[np.bool_]
 
 NO_ID = np.iinfo(np.int64).min
@@ -44,6 +44,13 @@ class Category(enum.IntEnum):
     """`compile`: one kernel compiled just in time, or found in the disk cache, as our own capture notes it."""
 
 
+def is_any(column: npt.NDArray[np.int8], *categories: Category) -> BoolArray:
+    """Which entries of a column of categories are one of those given."""
+    wanted = np.zeros(len(Category), dtype=np.bool_)
+    wanted[list(categories)] = True
+    return wanted[column]
+
+
 DEVICE_WORK = (Category.KERNEL, Category.MEMCPY, Category.MEMSET)
 
 
@@ -62,29 +69,45 @@ class Thread:
 
 
 @dataclass(frozen=True, slots=True)
+class Sparse:
+    """A column that few events have: their rows, ascending, and their values."""
+
+    rows: IntArray
+    values: IntArray
+
+    def at(self, rows: IntArray, default: int) -> IntArray:
+        """The values at some rows of the table, `default` where an event has none."""
+        if not len(self.rows):
+            return np.full(len(rows), default, dtype=np.int64)
+        place = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+        found: IntArray = np.where(self.rows[place] == rows, self.values[place], default)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class EventTable:
-    """Columns of equal length, one row an event, in the order of the file.
+    """Columns of equal length, one row an event, in the order of the file; and sparse ones.
 
     Times are int64 nanoseconds on the clock of the trace; `end >= start`. `name` and `line` index `names`,
     `thread` indexes `threads`.
     """
 
     category: npt.NDArray[np.int8]
-    name: npt.NDArray[np.int32]
-    thread: npt.NDArray[np.int32]
+    name: IntArray
+    thread: IntArray
     start: IntArray
     end: IntArray
     correlation: IntArray
     """Correlation id of a call or of device work, flow id of a flow; else `NO_ID`."""
     external_id: IntArray
-    bytes: IntArray
-    """Bytes of a copy, a memset or an allocation (negative: released); else `NO_ID`."""
-    collective_bytes: IntArray
-    """Bytes of a collective's kernel (the larger of its input and output message); else `NO_ID`."""
-    line: npt.NDArray[np.int32]
-    """The source line that called an op, where the capture recorded it; else -1."""
-    cache_hit: BoolArray
-    """Of a compile: whether the disk cache had it."""
+    bytes: Sparse
+    """Bytes of a copy, a memset or an allocation (negative: released)."""
+    collective_bytes: Sparse
+    """Bytes of a collective's kernel: the larger of its input and output message."""
+    line: Sparse
+    """The source line that called an op, where the capture recorded it."""
+    cache_hit: Sparse
+    """Of a compile: 1 where the disk cache had it."""
     names: list[str]
     threads: list[Thread]
 
@@ -93,8 +116,7 @@ class EventTable:
 
     def of(self, *categories: Category) -> IntArray:
         """Rows of the given categories, in the order of the file."""
-        wanted = np.isin(self.category, np.array(categories, dtype=np.int8))
-        return np.flatnonzero(wanted)
+        return np.flatnonzero(is_any(self.category, *categories))
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,7 +168,7 @@ def _of_device(work: Work) -> Iterator[Finding]:
             "window, stand apart and are in no total.",
         )
     copies = work.event[work.of(Category.MEMCPY)]
-    sizeless = int(np.count_nonzero(events.bytes[copies] == NO_ID))
+    sizeless = int(np.count_nonzero(events.bytes.at(copies, NO_ID) == NO_ID))
     if sizeless:
         yield _warning(
             "copies_without_bytes",
@@ -252,7 +252,7 @@ def _ids_of_unrelated_calls(work: Work) -> int:
 def _of_collectives(work: Work) -> Iterator[Finding]:
     kernels = work.event[work.of(Category.KERNEL)]
     nccl = apis.named(work.events.names, lambda name: name.startswith(("ncclKernel", "ncclDevKernel")))
-    silent = nccl[work.events.name[kernels]] & (work.events.collective_bytes[kernels] == NO_ID)
+    silent = nccl[work.events.name[kernels]] & (work.events.collective_bytes.at(kernels, NO_ID) == NO_ID)
     if count := int(np.count_nonzero(silent)):
         yield _info(
             "collectives_without_args",

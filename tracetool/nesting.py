@@ -82,6 +82,9 @@ def _window_max(values: IntArray, low: IntArray, high: IntArray) -> IntArray:
     return out
 
 
+_BLOCK = 1 << 16
+
+
 class OpenIntervals:
     """Answers, for many moments at once, which interval of a lane is open and started last."""
 
@@ -119,11 +122,14 @@ class OpenIntervals:
         out = np.full(len(time), -1, dtype=np.int64)
         if not len(self._starts):
             return out
-        key = self._clock.key(lane, time)
-        started = np.searchsorted(self._starts, key, "right")
-        depth = started - np.searchsorted(self._ends, key, "right")
-        inside = np.flatnonzero(depth > 0)
-        out[inside] = self._index[self._last_at(depth[inside] - 1, started[inside])]
+        # In blocks, so that what is needed on the way stays small beside the trace.
+        for begin in range(0, len(time), _BLOCK):
+            block = slice(begin, begin + _BLOCK)
+            key = self._clock.key(lane[block], time[block])
+            started = np.searchsorted(self._starts, key, "right")
+            depth = started - np.searchsorted(self._ends, key, "right")
+            inside = np.flatnonzero(depth > 0)
+            out[begin + inside] = self._index[self._last_at(depth[inside] - 1, started[inside])]
         return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from tracetool.ranges import BEFORE_WINDOW, NO_RANGE, RangeSource, build
 from tracetool.tally import Tally, Tree, union_length, union_lengths_up
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tracetool.attribution import Work
     from tracetool.events import IntArray, Trace
@@ -31,7 +31,7 @@ Counts = dict[str, int]
 BY = ("op", "kernel", "function", "line")
 """What contributors are told by."""
 
-_PROFILERS_SYNC = "cudaDeviceSynchronize (the profiler's own, after the last step)"
+_PROFILERS_SYNC = "cudaDeviceSynchronize (the profiler's own)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +225,8 @@ class TraceSummary:
         ]
 
     def _samples_by_row(self, metric: str, scope: str) -> IntArray:
-        of_runs: IntArray = self._run_values(metric, scope)[: self.tally.runs]
-        return of_runs[self._rows.by_row]
+        of_runs: IntArray = self._run_values(metric, scope)[: self.tally.runs][self._rows.by_row]
+        return of_runs
 
     def _run_values(self, metric: str, scope: str) -> IntArray:
         """The metric of each run, and of the two slots without runs (for times of ranges: 0)."""
@@ -415,36 +415,57 @@ class _Labels:
             & bool(summary.step_count)
         ]
 
-    def by(self, by: str) -> tuple[IntArray, Any]:
+    def by(self, by: str) -> tuple[IntArray, Callable[[int], str]]:
         """A label for each row of work (-1: none), and what turns labels into text."""
-        work, events = self._work, self._work.events
-        everything = np.arange(len(work.event))
-        none = np.full(len(work.event), -1, dtype=np.int64)
         if by == "kernel":
-            device = work.of(*DEVICE_WORK)
-            none[device] = events.name[work.event[device]]
-            return none, self._names.__getitem__
+            return self._kernels(), self._names.__getitem__
         if by == "function":
-            rows = everything[work.category != Category.OP] if len(events.of(Category.PYTHON)) else everything[:0]
-            found = self._causes.innermost_function(rows)
-            none[rows] = np.where(found >= 0, events.name[found], -1)
-            return none, lambda name: source_frame_label(self._names[name])
-        innermost = self._ops(everything)
+            return self._functions(), lambda name: source_frame_label(self._names[name])
         if by == "line":
-            return np.where(innermost >= 0, events.line[innermost], -1), self._names.__getitem__
-        # Where no op is around it, a call contributes by its own name, and device work by its call's.
-        own = np.where(work.owner >= 0, work.owner, everything)
-        label = np.where(innermost >= 0, events.name[innermost], events.name[work.event[own]]).astype(np.int64)
-        label[self._profilers] = len(self._names)
-        return label, [*self._names, _PROFILERS_SYNC].__getitem__
+            return self._lines(), self._names.__getitem__
+        return self._ops(), [*self._names, _PROFILERS_SYNC].__getitem__
 
-    def _ops(self, rows: IntArray) -> IntArray:
-        if not hasattr(self, "_innermost"):
-            found = self._causes.innermost_op(rows)
-            ops = self._work.of(Category.OP)
-            found[ops] = self._work.event[ops]
-            self._innermost = found
-        return self._innermost
+    def _none(self) -> IntArray:
+        return np.full(len(self._work.event), -1, dtype=np.int32)
+
+    def _kernels(self) -> IntArray:
+        label, device = self._none(), self._work.of(*DEVICE_WORK)
+        label[device] = self._work.events.name[self._work.event[device]]
+        return label
+
+    def _functions(self) -> IntArray:
+        label, events = self._none(), self._work.events
+        if len(events.of(Category.PYTHON)):
+            found = self._causes.innermost_function(np.arange(len(label)))
+            label[found >= 0] = events.name[found[found >= 0]]
+        return label
+
+    def _lines(self) -> IntArray:
+        label, events = self._none(), self._work.events
+        if len(events.line.rows):
+            around = self._innermost_ops >= 0
+            label[around] = events.line.at(self._innermost_ops[around], -1)
+        return label
+
+    def _ops(self) -> IntArray:
+        """Where no op is around it, a call contributes by its own name, and device work by its call's."""
+        work, events = self._work, self._work.events
+        label: IntArray = events.name[np.where(self._innermost_ops >= 0, self._innermost_ops, work.event)]
+        bare = work.owned[self._innermost_ops[work.owned] < 0]
+        label[bare] = events.name[work.event[work.owner[bare]]]
+        label[self._profilers] = len(self._names)
+        return label
+
+    @cached_property
+    def _innermost_ops(self) -> IntArray:
+        """The op around each row of work; of an op, itself."""
+        work = self._work
+        found = self._none()
+        ops = work.of(Category.OP)
+        found[ops] = work.event[ops]
+        others = np.flatnonzero(found < 0)
+        found[others] = self._causes.innermost_op(others)
+        return found
 
 
 class _Rows:

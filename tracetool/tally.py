@@ -225,9 +225,10 @@ def _merged(
     """Overlapping intervals of one group and device joined."""
     if not len(group):
         return group, device, start, end
-    lane = group * (int(device.max()) + 1) + device
+    lane: IntArray = group * (int(device.max()) + 1) + device
     order = order_of(lane, start, end)
-    group, device, start, end, lane = (column[order] for column in (group, device, start, end, lane))
+    group, device, start, end = group[order], device[order], start[order], end[order]
+    lane = lane[order]
     clock = LaneClock(lane, start, end)
     reach = np.maximum.accumulate(clock.key(lane, end))
     first = np.ones(len(lane), dtype=np.bool_)
@@ -321,9 +322,9 @@ def _select_device_work(work: Work) -> Iterator[tuple[str, Amounts]]:
     yield "graph_kernels", _ones(owned[_is(events, work.event[work.owner[owned]], graph)])
     memsets = work.of(Category.MEMSET)
     yield "memsets", _ones(memsets)
-    collectives = kernels[events.collective_bytes[work.event[kernels]] != NO_ID]
+    collectives = kernels[events.collective_bytes.at(work.event[kernels], NO_ID) != NO_ID]
     yield "collectives", _ones(collectives)
-    yield "collective_bytes", Amounts(collectives, events.collective_bytes[work.event[collectives]])
+    yield "collective_bytes", Amounts(collectives, events.collective_bytes.at(work.event[collectives], 0))
     copies = work.of(Category.MEMCPY)
     yield from _select_copies(work, copies)
     device = np.concatenate([kernels, copies, memsets])
@@ -334,8 +335,7 @@ def _select_copies(work: Work, copies: IntArray) -> Iterator[tuple[str, Amounts]
     events = work.events
     names = events.name[work.event[copies]]
     kinds = {name: apis.copy_kind(events.names[name]) for name in np.unique(names).tolist()}
-    size = events.bytes[work.event[copies]]
-    size = np.where(size == NO_ID, 0, size)
+    size = events.bytes.at(work.event[copies], 0)
 
     def both(prefix: str, copy: str, rows: BoolArray) -> Iterator[tuple[str, Amounts]]:
         yield f"{prefix}copies", _ones(copies[rows])
@@ -375,7 +375,7 @@ def _select_memory(work: Work) -> Iterator[tuple[str, Amounts]]:
     memory = work.of(Category.MEMORY)
     if not len(memory):
         return
-    size = events.bytes[work.event[memory]]
+    size = events.bytes.at(work.event[memory], 0)
     taken = size > 0
     yield "allocs", _ones(memory[taken])
     yield "alloc_bytes", Amounts(memory[taken], size[taken])
@@ -388,7 +388,7 @@ def _select_memory(work: Work) -> Iterator[tuple[str, Amounts]]:
 
 def _select_compiles(work: Work) -> Iterator[tuple[str, Amounts]]:
     compiles = work.of(Category.COMPILE)
-    hit = work.events.cache_hit[work.event[compiles]]
+    hit = work.events.cache_hit.at(work.event[compiles], 0) == 1
     yield "compiles", _ones(compiles[~hit])
     yield "compile_cache_hits", _ones(compiles[hit])
     yield "compile_ns", Amounts(compiles[~hit], _durations(work, compiles[~hit]))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tracetool.events import NO_ID, Category, EventTable, Thread
+from tracetool.events import NO_ID, Category, EventTable, Sparse, Thread, is_any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     import msgspec
     import numpy.typing as npt
 
-    from tracetool.chrome.decode import Event
+    from tracetool.chrome.decode import Args, Event
     from tracetool.events import BoolArray, IntArray
 
     Kinds = npt.NDArray[np.int8]
@@ -43,6 +42,8 @@ _LARGEST = 2**62
 
 _INSTANTS = (Category.FLOW_START, Category.FLOW_END, Category.MEMORY)
 _FLOWS = (Category.FLOW_START, Category.FLOW_END)
+_LINKED = (Category.CALL, Category.KERNEL, Category.MEMCPY, Category.MEMSET, Category.SYNC)
+_WITH_EXTERNAL_ID = (Category.OP, Category.RANGE, Category.CALL)
 _FLOW_PHASES: dict[str | None, int] = {"s": Category.FLOW_START, "f": Category.FLOW_END}
 
 _DTYPE_BYTES = {
@@ -75,21 +76,16 @@ class _Numbers(dict[Any, int]):
         return number
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """The columns of one chunk."""
-
-    category: Kinds
-    name: npt.NDArray[np.int32]
-    thread: npt.NDArray[np.int32]
-    start: IntArray
-    end: IntArray
-    correlation: IntArray
-    external_id: IntArray
-    bytes: IntArray
-    collective_bytes: IntArray
-    line: npt.NDArray[np.int32]
-    cache_hit: BoolArray
+_COLUMNS: dict[str, type[np.generic]] = {
+    "category": np.int8,
+    "name": np.int32,
+    "thread": np.int32,
+    "start": np.int64,
+    "end": np.int64,
+    "correlation": np.int64,
+    "external_id": np.int64,
+}
+_SPARSE = ("bytes", "collective_bytes", "line", "cache_hit")
 
 
 class ColumnBuilder:
@@ -104,7 +100,9 @@ class ColumnBuilder:
         self._names = _Numbers()
         self._threads = _Numbers()
         self._thread_names: dict[tuple[Any, Any], str] = {}
-        self._parts: list[_Part] = []
+        self._rows = 0
+        self._columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _COLUMNS}
+        self._sparse: dict[str, list[tuple[IntArray, IntArray]]] = {name: [] for name in _SPARSE}
 
     def add(self, events: list[Event]) -> None:
         """Take the events of one chunk, in the order of the file."""
@@ -114,38 +112,36 @@ class ColumnBuilder:
             self._take_thread_names(events)
         kept = [event for event, kind in zip(events, kinds, strict=True) if kind >= 0]
         kind = np.array([kind for kind in kinds if kind >= 0], dtype=np.int8)
-        phases = [event.ph for event in kept]
-        if phases.count("X") != len(kept) or kind.max(initial=0) in _INSTANTS:
-            kept, kind = self._by_phase(kept, kind)
+        kept, kind = self._by_phase(kept, kind)
+        kept, kind, start = self._readable(kept, kind)
         if kept:
-            self._parts.append(self._columns(kept, kind))
+            self._take(kept, kind, start)
 
     def table(self) -> EventTable:
         """All that was collected. The builder is empty afterwards."""
-
-        def column(name: str, dtype: type[np.generic]) -> Any:  # noqa: ANN401 (one of several array types)
-            pieces = [getattr(part, name) for part in self._parts]
-            return np.concatenate(pieces).astype(dtype, copy=False) if pieces else np.empty(0, dtype=dtype)
-
-        table = EventTable(
-            category=column("category", np.int8),
-            name=column("name", np.int32),
-            thread=column("thread", np.int32),
-            start=column("start", np.int64),
-            end=column("end", np.int64),
-            correlation=column("correlation", np.int64),
-            external_id=column("external_id", np.int64),
-            bytes=column("bytes", np.int64),
-            collective_bytes=column("collective_bytes", np.int64),
-            line=column("line", np.int32),
-            cache_hit=column("cache_hit", np.bool_),
+        whole: dict[str, Any] = {name: self._column(name, dtype) for name, dtype in _COLUMNS.items()}
+        sparse: dict[str, Any] = {name: self._sparse_column(name) for name in _SPARSE}
+        return EventTable(
+            **whole,
+            **sparse,
             names=list(self._names),
             threads=[
                 Thread(_plain(pid), _plain(tid), self._thread_names.get((pid, tid), "")) for pid, tid in self._threads
             ],
         )
-        self._parts.clear()
-        return table
+
+    def _column(self, name: str, dtype: type[np.generic]) -> Any:  # noqa: ANN401 (one of several array types)
+        # Popped, so that not all columns are there twice at once.
+        pieces = self._columns.pop(name)
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=dtype)
+
+    def _sparse_column(self, name: str) -> Sparse:
+        pieces = self._sparse.pop(name)
+        none = np.empty(0, dtype=np.int64)
+        return Sparse(
+            np.concatenate([none, *(rows for rows, _ in pieces)]),
+            np.concatenate([none, *(values for _, values in pieces)]),
+        )
 
     def _take_thread_names(self, events: list[Event]) -> None:
         for event in events:
@@ -154,62 +150,102 @@ class ColumnBuilder:
 
     def _by_phase(self, events: list[Event], kind: Kinds) -> tuple[list[Event], Kinds]:
         """Tell slices from flows and instants, and leave out what is none of these."""
-        kinds = kind.tolist()
-        for row, event in enumerate(events):
-            if kinds[row] == Category.FLOW_START:
-                kinds[row] = _FLOW_PHASES.get(event.ph, _NOT_READ)
-            elif kinds[row] == Category.MEMORY:
-                kinds[row] = Category.MEMORY if event.name == _MEMORY_EVENT else _NOT_READ
-            elif event.ph != "X":
-                kinds[row] = _NOT_READ
+        others = [row for row, event in enumerate(events) if event.ph != "X"]
+        flows_or_memory = np.flatnonzero(is_any(kind, *_INSTANTS)).tolist()
+        for row in sorted({*others, *flows_or_memory}):
+            event = events[row]
+            if kind[row] == Category.FLOW_START:
+                kind[row] = _FLOW_PHASES.get(event.ph, _NOT_READ)
+            elif kind[row] == Category.MEMORY:
+                kind[row] = Category.MEMORY if event.name == _MEMORY_EVENT else _NOT_READ
+            else:
+                kind[row] = _NOT_READ
                 self.unpaired_phases += event.ph in ("B", "E")
-        kept = [event for event, code in zip(events, kinds, strict=True) if code >= 0]
-        return kept, np.array([code for code in kinds if code >= 0], dtype=np.int8)
+        return _keep(events, kind, kind != _NOT_READ)
 
-    def _columns(self, events: list[Event], kind: Kinds) -> _Part:
+    def _readable(self, events: list[Event], kind: Kinds) -> tuple[list[Event], Kinds, IntArray]:
+        """Leave out events without a name or a time."""
         start, good = _nanoseconds([event.ts for event in events])
-        labels = [event.name for event in events]
-        if None in labels:
-            good &= np.array([label is not None for label in labels])
-        if not good.all():
-            self.dropped_events += int(np.count_nonzero(~good))
-            events = [event for event, keep in zip(events, good.tolist(), strict=True) if keep]
-            kind, start = kind[good], start[good]
+        if None in [event.name for event in events]:
+            good &= np.array([event.name is not None for event in events])
+        self.dropped_events += int(np.count_nonzero(~good))
+        return *_keep(events, kind, good), start[good]
+
+    def _take(self, events: list[Event], kind: Kinds, start: IntArray) -> None:
         names, threads = self._names, self._threads
         args = [event.args for event in events]
-        ids = [a.correlation for a in args]
-        for row in np.flatnonzero(np.isin(kind, _FLOWS)).tolist():
-            ids[row] = events[row].id
-        return _Part(
-            category=kind,
-            name=np.array([names[event.name] for event in events], dtype=np.int32),
-            thread=np.array([threads[event.pid, event.tid] for event in events], dtype=np.int32),
-            start=start,
-            end=start + self._durations(events, kind),
-            correlation=self._numbers(ids),
-            external_id=self._either([a.external_id for a in args], [a.old_external_id for a in args]),
-            bytes=self._either([a.bytes for a in args], [a.allocated_bytes for a in args]),
-            collective_bytes=self._collectives(events, kind),
-            line=np.array([-1 if a.line is None else names[str(a.line)] for a in args], dtype=np.int32),
-            cache_hit=np.array([a.cache_hit is True for a in args], dtype=np.bool_),
+        columns: dict[str, npt.NDArray[Any]] = {
+            "category": kind,
+            "name": np.array([names[event.name] for event in events], dtype=np.int32),
+            "thread": np.array([threads[event.pid, event.tid] for event in events], dtype=np.int32),
+            "start": start,
+            "end": start + self._durations(events, kind),
+            "correlation": self._correlations(events, args, kind),
+            "external_id": self._external_ids(args, kind),
+        }
+        for name, column in columns.items():
+            self._columns[name].append(column)
+        self._take_sparse(args, kind)
+        self._rows += len(events)
+
+    def _take_sparse(self, args: list[Args], kind: Kinds) -> None:
+        sized = np.flatnonzero(is_any(kind, Category.MEMCPY, Category.MEMSET, Category.MEMORY))
+        sizes = [args[row].bytes if kind[row] != Category.MEMORY else args[row].allocated_bytes for row in sized]
+        self._keep_sparse("bytes", sized, self._numbers(sizes))
+        collectives = [
+            row for row in np.flatnonzero(kind == Category.KERNEL).tolist() if args[row].collective is not None
+        ]
+        messages = [self._collective_bytes(args[row]) for row in collectives]
+        self._keep_sparse("collective_bytes", np.array(collectives, np.int64), np.array(messages, np.int64))
+        compiles = np.flatnonzero(kind == Category.COMPILE)
+        hits = np.array([args[row].cache_hit is True for row in compiles.tolist()], dtype=np.int64)
+        self._keep_sparse("cache_hit", compiles, hits)
+        lines = [row for row, arg in enumerate(args) if arg.line is not None]
+        self._keep_sparse(
+            "line", np.array(lines, np.int64), np.array([self._names[str(args[row].line)] for row in lines], np.int64)
         )
+
+    def _keep_sparse(self, name: str, rows: IntArray, values: IntArray) -> None:
+        here = values != NO_ID
+        if here.any():
+            pieces = self._sparse[name]
+            pieces.append((rows[here] + self._rows, values[here]))
+
+    def _correlations(self, events: list[Event], args: list[Args], kind: Kinds) -> IntArray:
+        out = np.full(len(args), NO_ID, dtype=np.int64)
+        linked = np.flatnonzero(is_any(kind, *_LINKED))
+        out[linked] = self._numbers([args[row].correlation for row in linked.tolist()])
+        flows = np.flatnonzero(is_any(kind, *_FLOWS))
+        out[flows] = self._numbers([events[row].id for row in flows.tolist()])
+        return out
+
+    def _external_ids(self, args: list[Args], kind: Kinds) -> IntArray:
+        out = np.full(len(args), NO_ID, dtype=np.int64)
+        rows = np.flatnonzero(is_any(kind, *_WITH_EXTERNAL_ID))
+        some = rows.tolist()
+        numbers = self._numbers([args[row].external_id for row in some])
+        if np.any(numbers == NO_ID):
+            others = self._numbers([args[row].old_external_id for row in some])
+            numbers = np.where(numbers == NO_ID, others, numbers)
+        out[rows] = numbers
+        return out
 
     def _durations(self, events: list[Event], kind: Kinds) -> IntArray:
         """Durations in ns; 0 for instants, and for those that are missing, negative or unreadable."""
         duration = np.zeros(len(events), dtype=np.int64)
-        instant = np.isin(kind, _INSTANTS)
-        lasting = np.flatnonzero(~instant)
+        lasting = ~is_any(kind, *_INSTANTS)
         values, readable = _nanoseconds(
-            [event.dur for event, skip in zip(events, instant.tolist(), strict=True) if not skip]
+            [event.dur for event, lasts in zip(events, lasting.tolist(), strict=True) if lasts]
         )
         usable = readable & (values >= 0)
         self.bad_durations += int(np.count_nonzero(~usable))
         duration[lasting] = np.where(usable, values, 0)
         return duration
 
-    def _either(self, values: list[Any], others: list[Any]) -> IntArray:
-        numbers = self._numbers(values)
-        return np.where(numbers == NO_ID, self._numbers(others), numbers)
+    def _collective_bytes(self, args: Args) -> int:
+        elements = self._numbers([args.elements_in, args.elements_out])
+        size = _BYTES_OF_DTYPE.get(str(args.dtype).lower().split("_")[0], 0)
+        return max(0, int(elements.max())) * size
 
     def _numbers(self, values: list[Any]) -> IntArray:
         """Whole numbers from whatever stands in the file; `NO_ID` where there is none."""
@@ -233,15 +269,11 @@ class ColumnBuilder:
         self.bad_numbers += 1
         return NO_ID
 
-    def _collectives(self, events: list[Event], kind: Kinds) -> IntArray:
-        out = np.full(len(events), NO_ID, dtype=np.int64)
-        for row, event in enumerate(events):
-            args = event.args
-            if args.collective is not None and kind[row] == Category.KERNEL:
-                elements = self._numbers([args.elements_in, args.elements_out])
-                size = _BYTES_OF_DTYPE.get(str(args.dtype).lower().split("_")[0], 0)
-                out[row] = max(0, int(elements.max())) * size
-        return out
+
+def _keep(events: list[Event], kind: Kinds, good: BoolArray) -> tuple[list[Event], Kinds]:
+    if good.all():
+        return events, kind
+    return [event for event, keep in zip(events, good.tolist(), strict=True) if keep], kind[good]
 
 
 def _plain(value: int | str | None) -> int | str:
