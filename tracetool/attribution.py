@@ -72,7 +72,13 @@ class Work:
 
     def of(self, *categories: Category) -> IntArray:
         """Rows of the given categories."""
-        return np.flatnonzero(is_any(self.category, *categories))
+        if categories not in self._rows:
+            self._rows[categories] = np.flatnonzero(is_any(self.category, *categories)).astype(np.int32)
+        return self._rows[categories]
+
+    @cached_property
+    def _rows(self) -> dict[tuple[Category, ...], IntArray]:
+        return {}
 
     @cached_property
     def owned(self) -> IntArray:

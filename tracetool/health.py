@@ -11,13 +11,13 @@ import numpy as np
 from tracetool import apis
 from tracetool.attribution import EARLIER, OUTSIDE
 from tracetool.events import DEVICE_WORK, NO_ID, Category
-from tracetool.tally import unlinked_launches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tracetool.attribution import Work
     from tracetool.events import BoolArray, IntArray, ReadReport, Trace
+    from tracetool.tally import Tally
 
 
 class Severity(enum.StrEnum):
@@ -54,9 +54,9 @@ class Health:
         return "ok"
 
 
-def assess(trace: Trace, work: Work) -> Health:
+def assess(trace: Trace, tally: Tally) -> Health:
     """Find all that is to be known about a trace before its numbers are believed."""
-    findings = [*_of_reading(trace.report), *_of_content(trace), *_of_device(work), *_of_ranges(work)]
+    findings = [*_of_reading(trace.report), *_of_content(trace), *_of_device(tally), *_of_ranges(tally.work)]
     gravest = list(reversed(Severity))
     return Health(tuple(sorted(findings, key=lambda finding: gravest.index(finding.severity))))
 
@@ -127,11 +127,12 @@ def _of_content(trace: Trace) -> Iterator[Finding]:
 
 _ENOUGH = 50
 _FEW = 8
+_SAMPLE = 1000
 
 
 def _coarseness(times: IntArray) -> int:
     """The step of the clock in ns where it is coarser than 1 ns; else 0."""
-    if len(times) < _ENOUGH:
+    if len(times) < _ENOUGH or len(np.unique(times[:_SAMPLE] % 1000)) > _FEW:
         return 0
     residues = np.unique(times % 1000)
     if len(residues) > _FEW:
@@ -139,7 +140,8 @@ def _coarseness(times: IntArray) -> int:
     return int(np.gcd.reduce(np.append(residues, 1000)))
 
 
-def _of_device(work: Work) -> Iterator[Finding]:
+def _of_device(tally: Tally) -> Iterator[Finding]:
+    work = tally.work
     events = work.events
     launches = _named_launches(work)
     device = work.of(*DEVICE_WORK)
@@ -158,7 +160,7 @@ def _of_device(work: Work) -> Iterator[Finding]:
                 "There is no device work: only ops, ranges and times of the CPU can be compared.",
             )
         return
-    yield from _of_links(work, launches)
+    yield from _of_links(work, launches, tally.amounts_of("unlinked_launches").rows)
     before = int(np.count_nonzero(work.range[device] == EARLIER))
     if before:
         yield _warning(
@@ -178,8 +180,7 @@ def _of_device(work: Work) -> Iterator[Finding]:
     yield from _of_collectives(work)
 
 
-def _of_links(work: Work, launches: IntArray) -> Iterator[Finding]:
-    unlinked = unlinked_launches(work)
+def _of_links(work: Work, launches: IntArray, unlinked: IntArray) -> Iterator[Finding]:
     captured = _while_capturing(work, unlinked)
     stray = len(unlinked) - int(np.count_nonzero(captured))
     outside = len(launches) - int(np.count_nonzero(captured))
@@ -241,8 +242,10 @@ def _ids_of_unrelated_calls(work: Work) -> int:
     """How many ids that own device work are carried by calls of which none contains the other."""
     events = work.events
     calls = work.event[work.of(Category.CALL)]
-    owned = np.unique(events.correlation[work.event[work.owned]])
-    calls = calls[np.isin(events.correlation[calls], owned) & (events.correlation[calls] != NO_ID)]
+    calls = calls[events.correlation[calls] != NO_ID]
+    ids, times = np.unique(events.correlation[calls], return_counts=True)
+    shared = np.intersect1d(ids[times > 1], events.correlation[work.event[work.owned]])
+    calls = calls[np.isin(events.correlation[calls], shared)]
     order = np.lexsort((-events.end[calls], events.start[calls], events.correlation[calls]))
     ids, ends = events.correlation[calls[order]], events.end[calls[order]]
     unrelated = (ids[1:] == ids[:-1]) & (ends[1:] > ends[:-1])

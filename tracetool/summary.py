@@ -70,7 +70,7 @@ class TraceSummary:
         ranges = build(trace.events, sources, folds)
         self.work: Work = attribute(trace.events, ranges)
         self.tally = Tally(self.work)
-        self.health: Health = health.assess(trace, self.work)
+        self.health: Health = health.assess(trace, self.tally)
         self._rows = _Rows(ranges)
         self.check()
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tracetool import apis, autograd
 from tracetool.attribution import EARLIER, OUTSIDE
-from tracetool.events import NO_ID, Category
+from tracetool.events import DEVICE_WORK, NO_ID, Category
 from tracetool.metrics import HOST_DIRECTIONS, METRICS, Needs, op_of
 from tracetool.nesting import LaneClock, order_of
 
@@ -67,7 +67,7 @@ class Tally:
         events = self.work.events
         name = events.names.index(op) if op in events.names else -1
         rows = rows[events.name[self.work.event[rows]] == name]
-        return Amounts(rows, np.ones(len(rows), dtype=np.int64))
+        return _ones(rows)
 
     def own(self, metric: str) -> IntArray:
         """Self of an additive metric, for each slot."""
@@ -117,7 +117,7 @@ class Tally:
     def device_intervals(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
         """Slot, device, start and end (ns) of every piece of device work."""
         work = self.work
-        rows = work.of(Category.KERNEL, Category.MEMCPY, Category.MEMSET)
+        rows = work.of(*DEVICE_WORK)
         events, of = work.events, work.event[rows]
         devices = {pid: i for i, pid in enumerate(dict.fromkeys(t.pid for t in events.threads))}
         device = np.array([devices[t.pid] for t in events.threads], dtype=np.int64)[events.thread[of]]
@@ -250,7 +250,8 @@ def _select(work: Work) -> Iterator[tuple[str, Amounts]]:
 
 
 def _ones(rows: IntArray) -> Amounts:
-    return Amounts(rows, np.ones(len(rows), dtype=np.int64))
+    # One 1, seen as many times as there are rows.
+    return Amounts(rows.astype(np.int32), np.broadcast_to(np.int64(1), len(rows)))
 
 
 def _durations(work: Work, rows: IntArray) -> IntArray:
@@ -276,7 +277,8 @@ def _select_calls(work: Work) -> Iterator[tuple[str, Amounts]]:
     graph_launches = calls[owns[calls] & graph]
     yield "kernel_launches", _ones(launches)
     yield "graph_launches", _ones(graph_launches)
-    yield "unlinked_launches", _ones(unlinked_launches(work))
+    launch = calls[_is(events, of, apis.named(events.names, apis.is_launch)) & ~owns[calls]]
+    yield "unlinked_launches", _ones(_without_device_work(work, launch))
     syncs = calls[_is(events, of, apis.named(events.names, apis.is_sync))]
     yield "syncs", _ones(syncs)
     both = np.concatenate([launches, graph_launches])
@@ -284,16 +286,13 @@ def _select_calls(work: Work) -> Iterator[tuple[str, Amounts]]:
     yield "sync_wait_ns", Amounts(syncs, _waits(work, syncs))
 
 
-def unlinked_launches(work: Work) -> IntArray:
-    """Rows of launch calls whose id owns nothing."""
+def _without_device_work(work: Work, calls: IntArray) -> IntArray:
+    """Those of some calls whose id no device work carries (that of an outer call with the same id is carried)."""
     events = work.events
-    calls = work.of(Category.CALL)
-    calls = calls[_is(events, work.event[calls], apis.named(events.names, apis.is_launch))]
-    device = work.of(Category.KERNEL, Category.MEMCPY, Category.MEMSET)
     ids = events.correlation[work.event[calls]]
-    ran = np.unique(events.correlation[work.event[device]])
-    unlinked: BoolArray = (ids == NO_ID) | ~np.isin(ids, ran)
-    return calls[unlinked]
+    device = events.correlation[work.event[work.of(*DEVICE_WORK)]] if len(calls) else ids
+    alone: BoolArray = (ids == NO_ID) | ~np.isin(ids, device)
+    return calls[alone]
 
 
 def _waits(work: Work, syncs: IntArray) -> IntArray:

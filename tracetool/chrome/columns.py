@@ -38,6 +38,7 @@ _NO_CATEGORY = -2
 _MEMORY_EVENT = "[memory]"
 
 _LARGEST = 2**62
+_DIGITS = 19
 """Times and numbers beyond this are no measurements; staying below it keeps sums of two inside int64."""
 
 _INSTANTS = (Category.FLOW_START, Category.FLOW_END, Category.MEMORY)
@@ -116,6 +117,24 @@ class ColumnBuilder:
         kept, kind, start = self._readable(kept, kind)
         if kept:
             self._take(kept, kind, start)
+
+    def append(self, later: ColumnBuilder) -> None:
+        """Take all that another builder collected from later events of the same file."""
+        self.dropped_events += later.dropped_events
+        self.bad_numbers += later.bad_numbers
+        self.bad_durations += later.bad_durations
+        self.unpaired_phases += later.unpaired_phases
+        names = np.array([self._names[name] for name in later._names], dtype=np.int32)
+        threads = np.array([self._threads[thread] for thread in later._threads], dtype=np.int32)
+        self._thread_names.update(later._thread_names)
+        renumber = {"name": names, "thread": threads}
+        for column, pieces in later._columns.items():
+            numbers = renumber.get(column)
+            self._columns[column] += pieces if numbers is None else [numbers[piece] for piece in pieces]
+        for column, parts in later._sparse.items():
+            for rows, values in parts:
+                self._sparse[column].append((rows + self._rows, names[values] if column == "line" else values))
+        self._rows += later._rows
 
     def table(self) -> EventTable:
         """All that was collected. The builder is empty afterwards."""
@@ -260,14 +279,11 @@ class ColumnBuilder:
     def _number(self, value: object) -> int:
         if value is None or value == NO_ID:
             return NO_ID
-        try:
-            number = int(Decimal(str(value)))
-        except (InvalidOperation, ValueError, OverflowError):
-            number = _LARGEST
-        if -_LARGEST < number < _LARGEST:
-            return number
-        self.bad_numbers += 1
-        return NO_ID
+        number = _whole(str(value))
+        if number is None:
+            self.bad_numbers += 1
+            return NO_ID
+        return number
 
 
 def _keep(events: list[Event], kind: Kinds, good: BoolArray) -> tuple[list[Event], Kinds]:
@@ -317,9 +333,17 @@ def _nanoseconds_one_by_one(texts: Iterable[msgspec.Raw]) -> tuple[IntArray, Boo
 
 
 def _nanosecond(text: bytes) -> int | None:
+    return _whole(text.decode("utf-8", "replace").strip('"'), scale=1000)
+
+
+def _whole(text: str, scale: int = 1) -> int | None:
+    """A decimal number times a scale, rounded to a whole one; None where it is no number, or beyond all sense."""
     try:
-        exact = Decimal(text.decode().strip('"')) * 1000
-        value = int(exact.to_integral_value(ROUND_HALF_EVEN))
-    except (InvalidOperation, ValueError, OverflowError):
+        exact = Decimal(text) * scale
+    except (InvalidOperation, ValueError):
         return None
+    # The exponent first: to write 1e999999999 out would take hours.
+    if not exact.is_finite() or exact.adjusted() > _DIGITS:
+        return None
+    value = int(exact.to_integral_value(ROUND_HALF_EVEN))
     return value if -_LARGEST < value < _LARGEST else None

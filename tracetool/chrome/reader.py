@@ -1,4 +1,4 @@
-"""Reading a trace file in chunks of bounded size."""
+"""Reading a trace file in chunks of bounded size; a large file in two processes, each its half of the events."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
+from tracetool.chrome import halves
 from tracetool.chrome.columns import ColumnBuilder
 from tracetool.chrome.decode import LenientDecoder, MalformedError, decode_strict
 from tracetool.chrome.mend import mend
-from tracetool.chrome.scan import HeadScanner, NoEventsError, exact_edges, likely_ends
+from tracetool.chrome.scan import SPLIT_WINDOW, HeadScanner, NoEventsError, exact_edges, likely_ends, likely_split
 from tracetool.chrome.source import open_bytes
 from tracetool.errors import TraceReadError
 from tracetool.events import ReadReport, Trace
@@ -21,17 +22,25 @@ if TYPE_CHECKING:
 
     from tracetool.chrome.decode import Event
 
-CHUNK_BYTES = 2 << 20
+CHUNK_BYTES = 1 << 20
 LARGEST_PIECE = 256 << 20
 """A single event, or all that stands before or after the events, may be this large; more is refused."""
 
 
-def read(path: str, *, chunk_bytes: int = CHUNK_BYTES, progress: Callable[[int], object] | None = None) -> Trace:
+def read(
+    path: str,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    split_at: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Trace:
     """Read a Chrome trace.
 
     Args:
         path: a JSON file, plain or gzip; `-` for standard input.
         chunk_bytes: how much text is decoded at a time; the result does not depend on it.
+        split_at: the byte of JSON near which a second process takes over, 0 for none; by default the middle of a
+            large file where there is a second core. The result does not depend on it.
         progress: called with the number of bytes of JSON read so far, after each chunk.
 
     Raises:
@@ -39,24 +48,32 @@ def read(path: str, *, chunk_bytes: int = CHUNK_BYTES, progress: Callable[[int],
     """
     try:
         with open_bytes(path) as source:
-            return _TraceReader(path, _Text(source, chunk_bytes, progress)).read()
+            middle = halves.middle_of(path) if split_at is None else split_at
+            with halves.second_half(path, middle, chunk_bytes) as helper:
+                return _TraceReader(path, Text(source, chunk_bytes, progress), helper).read()
     except NoEventsError as error:
         raise TraceReadError(f"{path} {error}") from None
     except (zlib.error, OSError, MemoryError) as error:
         raise TraceReadError(f"{path} cannot be read: {error or 'out of memory'}") from None
 
 
-class _Text:
+class Text:
     """A growing, shrinking window on the text of a file."""
 
-    def __init__(self, source: BinaryIO, chunk_bytes: int, progress: Callable[[int], object] | None) -> None:
+    def __init__(self, source: BinaryIO, chunk_bytes: int, progress: Callable[[int], object] | None = None) -> None:
         self.buffer = bytearray()
         self.ended = False
         self.cut_gzip = False
+        self.read = 0
+        """Bytes read so far; the window ends there."""
         self._source = source
         self._chunk_bytes = chunk_bytes
         self._progress = progress
-        self._total = 0
+
+    @property
+    def begin(self) -> int:
+        """Where in the file the window begins."""
+        return self.read - len(self.buffer)
 
     def grow(self) -> None:
         """Read one more chunk, or notice the end."""
@@ -69,11 +86,11 @@ class _Text:
             chunk = b""
             self.cut_gzip = True
         self.ended = not chunk
-        self._total += len(chunk)
+        self.read += len(chunk)
         # A new object each time: decoded events may still point into the old one.
         self.buffer = self.buffer + chunk
         if self._progress is not None:
-            self._progress(self._total)
+            self._progress(self.read)
 
     def drop(self, position: int) -> None:
         """Forget what stands before `position`."""
@@ -89,53 +106,62 @@ class _Taken:
     closed: bool
 
 
-class _TraceReader:
-    def __init__(self, path: str, text: _Text) -> None:
-        self._path = path
+@dataclass
+class Events:
+    """The events of a file or of its second half, with what follows them."""
+
+    columns: ColumnBuilder
+    closed: bool = False
+    """Whether the list of events ends with its bracket."""
+    unfinished: bool = False
+    """Whether a piece of an event is left over at the end."""
+    cut_gzip: bool = False
+    tail: bytes = b""
+    replaced_text: int = 0
+    lenient_drops: int = 0
+
+
+class EventReader:
+    """Reads the list of events from a window that begins with its bracket, or with the comma before an event."""
+
+    def __init__(self, text: Text, helper: halves.SecondHalf | None = None) -> None:
         self._text = text
+        self._helper = helper
         self._lenient = LenientDecoder()
         self._columns = ColumnBuilder()
 
-    def read(self) -> Trace:
-        head = self._read_head()
-        closed = self._read_events()
-        tail = self._read_tail() if closed else b""
-        is_list = not head.strip()
-        unfinished = bool(self._text.buffer.strip(b", \t\r\n"))
-        truncated = self._text.cut_gzip or (not closed and (unfinished or not is_list))
-        metadata, whole = ({}, True) if is_list else _metadata(head, tail, closed=closed)
-        columns, lenient = self._columns, self._lenient
-        return Trace(
-            path=self._path,
-            events=columns.table(),
-            metadata=metadata,
-            report=ReadReport(
-                truncated=truncated or not whole,
-                unclosed_list=is_list and not closed and not truncated,
-                replaced_text=lenient.replaced_text,
-                dropped_events=lenient.dropped_events + columns.dropped_events,
-                bad_numbers=columns.bad_numbers,
-                bad_durations=columns.bad_durations,
-                unpaired_phases=columns.unpaired_phases,
-            ),
-        )
-
-    def _read_head(self) -> bytes:
-        """Read up to the list of events, and leave the window at its opening bracket."""
-        scanner = HeadScanner()
+    def read(self) -> Events:
+        """Read to the end of the file."""
+        closed = self._read_list()
+        if closed is None and self._helper is not None:
+            found = self._helper.result()
+            if found is not None:
+                return self._joined(found)
+            self._helper = None
+            closed = self._read_list()
         text = self._text
-        while (begin := scanner.find(text.buffer)) is None:
-            if text.ended:
-                raise NoEventsError(_why_no_events(text))
-            text.grow()
-        head = bytes(text.buffer[:begin])
-        text.drop(begin)
-        return head
+        tail = self._read_tail() if closed else b""
+        unfinished = not closed and bool(text.buffer.strip(b", \t\r\n"))
+        return self._joined(Events(ColumnBuilder(), bool(closed), unfinished, text.cut_gzip, tail))
 
-    def _read_events(self) -> bool:
-        """Read the list of events; says whether it was closed. The window is left behind it."""
+    def _joined(self, rest: Events) -> Events:
+        self._columns.append(rest.columns)
+        rest.columns = self._columns
+        rest.replaced_text += self._lenient.replaced_text
+        rest.lenient_drops += self._lenient.dropped_events
+        return rest
+
+    def _read_list(self) -> bool | None:
+        """Read the list; says whether it was closed, or None where the helper takes over."""
         text = self._text
         while True:
+            if self._helper is not None and text.read >= self._helper.position:
+                if text.read < self._helper.position + SPLIT_WINDOW and not text.ended:
+                    text.grow()
+                    continue
+                if self._take_up_to_helper():
+                    return None
+                self._helper = None
             taken = self._take_likely() or self._take_exact()
             if taken is not None:
                 self._columns.add(taken.events)
@@ -147,21 +173,39 @@ class _TraceReader:
                 return False
             text.grow()
 
+    def _take_up_to_helper(self) -> bool:
+        """Read up to where the helper began; says whether an event really ends there."""
+        assert self._helper is not None
+        text = self._text
+        end = likely_split(text.buffer, self._helper.position - text.begin)
+        events = None if end is None else self._decode(end)
+        if end is None or events is None:
+            return False
+        self._columns.add(events)
+        text.drop(end)
+        return True
+
     def _take_likely(self) -> _Taken | None:
         """Try the places where events usually end: that it decodes proves that it is one."""
-        buffer = self._text.buffer
-        for end in likely_ends(buffer):
-            follows = buffer[end]
-            buffer[0], buffer[end] = ord("["), ord("]")
-            try:
-                with memoryview(buffer) as view:
-                    events = decode_strict(view[: end + 1])
-            except MalformedError:
-                buffer[end] = follows
-                continue
-            closed = follows == ord("]")
-            return _Taken(events, end + closed, closed)
+        for end in likely_ends(self._text.buffer):
+            closed = self._text.buffer[end] == ord("]")
+            events = self._decode(end)
+            if events is not None:
+                return _Taken(events, end + closed, closed)
         return None
+
+    def _decode(self, end: int) -> list[Event] | None:
+        """Decode the window's events up to a comma or bracket; None where they are not whole events."""
+        buffer = self._text.buffer
+        follows = buffer[end]
+        buffer[0], buffer[end] = ord("["), ord("]")
+        try:
+            with memoryview(buffer) as view:
+                return decode_strict(view[: end + 1])
+        except MalformedError:
+            return None
+        finally:
+            buffer[end] = follows
 
     def _take_exact(self) -> _Taken | None:
         """Follow the brackets, and decode leniently."""
@@ -185,7 +229,48 @@ class _TraceReader:
         return tail
 
 
-def _why_no_events(text: _Text) -> str:
+class _TraceReader:
+    def __init__(self, path: str, text: Text, helper: halves.SecondHalf | None) -> None:
+        self._path = path
+        self._text = text
+        self._helper = helper
+
+    def read(self) -> Trace:
+        head = self._read_head()
+        found = EventReader(self._text, self._helper).read()
+        is_list = not head.strip()
+        truncated = found.cut_gzip or (not found.closed and (found.unfinished or not is_list))
+        metadata, whole = ({}, True) if is_list else _metadata(head, found.tail, closed=found.closed)
+        columns = found.columns
+        return Trace(
+            path=self._path,
+            events=columns.table(),
+            metadata=metadata,
+            report=ReadReport(
+                truncated=truncated or not whole,
+                unclosed_list=is_list and not found.closed and not truncated,
+                replaced_text=found.replaced_text,
+                dropped_events=found.lenient_drops + columns.dropped_events,
+                bad_numbers=columns.bad_numbers,
+                bad_durations=columns.bad_durations,
+                unpaired_phases=columns.unpaired_phases,
+            ),
+        )
+
+    def _read_head(self) -> bytes:
+        """Read up to the list of events, and leave the window at its opening bracket."""
+        scanner = HeadScanner()
+        text = self._text
+        while (begin := scanner.find(text.buffer)) is None:
+            if text.ended:
+                raise NoEventsError(_why_no_events(text))
+            text.grow()
+        head = bytes(text.buffer[:begin])
+        text.drop(begin)
+        return head
+
+
+def _why_no_events(text: Text) -> str:
     if not text.buffer.strip():
         return "is empty" if not text.cut_gzip else "is a gzip file that ends before its first byte"
     return "ends before its 'traceEvents': it is cut off, or no Chrome trace"

@@ -12,9 +12,13 @@ if TYPE_CHECKING:
 _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["{}\[\]]', re.DOTALL)
 _BRACKETS_AND_COMMAS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["{}\[\],]', re.DOTALL)
 _OPENS_LIST = re.compile(rb"\s*:\s*(.)", re.DOTALL)
+_LIKELY_SPLIT = re.compile(rb"\}\s*(,)\s*\{")
 _LIKELY_END = re.compile(rb"\}\s*(?:,\s*\{|\])")
 _CANDIDATES = 3
 _TAIL = 1 << 16
+
+SPLIT_WINDOW = 1 << 16
+"""How far behind a position `likely_split` looks."""
 
 
 class NoEventsError(ValueError):
@@ -66,6 +70,14 @@ def likely_ends(text: bytearray) -> list[int]:
     tail = max(0, len(text) - _TAIL)
     found = [match.start() for match in _LIKELY_END.finditer(text, tail)]
     return [_after_brace(text, position) for position in reversed(found[-_CANDIDATES:])]
+
+
+def likely_split(text: bytearray, position: int) -> int | None:
+    """The first comma behind `position` that probably follows a whole event; None where none is near."""
+    if position < 0:
+        return None
+    found = _LIKELY_SPLIT.search(text, position, position + SPLIT_WINDOW)
+    return found.start(1) if found else None
 
 
 def _after_brace(text: bytearray, position: int) -> int:
