@@ -27,6 +27,7 @@ OUTSIDE = -1
 EARLIER = -2
 """In place of a range: `(before the window)`."""
 
+_BLOCK = 1 << 16
 _COUNTED = (Category.CALL, Category.OP, Category.MEMORY, Category.COMPILE, *DEVICE_WORK)
 
 
@@ -52,7 +53,8 @@ class Work:
     `event` is a row of the trace's events, `range` a row of the range table, `OUTSIDE` or `EARLIER`, `thread`
     the thread that it ran on (for device work: that its call ran on), `via_autograd` whether the range was
     found by rule 3, `step` an index into `steps` or -1, `owner` (device work only) the row *of this table*
-    with the owning call, or -1.
+    with the owning call, or -1, `holder` (calls only) the row of the trace's events with the op or range that
+    carries the call's external id and contains its start, or -1.
     """
 
     events: EventTable
@@ -64,6 +66,7 @@ class Work:
     via_autograd: BoolArray
     step: IntArray
     owner: IntArray
+    holder: IntArray
 
     @cached_property
     def category(self) -> npt.NDArray[np.int8]:
@@ -94,20 +97,26 @@ def attribute(events: EventTable, ranges: RangeTable) -> Work:
     device = is_any(category, *DEVICE_WORK)
     thread = events.thread[rows]
     calls = np.flatnonzero(category == Category.CALL)
-    thread[calls] = _threads_of_calls(events, rows[calls])
+    holder = np.full(len(rows), -1, dtype=np.int32)
+    holder[calls] = _holders(events, rows[calls])
+    held = np.flatnonzero(holder >= 0)
+    thread[held] = events.thread[holder[held]]
     host = np.flatnonzero(~device)
     found = np.full(len(rows), EARLIER, dtype=np.int32)
     via = np.zeros(len(rows), dtype=np.bool_)
     step = np.full(len(rows), -1, dtype=np.int32)
     pids = process_numbers(events)
-    found[host], via[host] = ranges.locate(thread[host], events.start[rows[host]])
-    step[host] = steps.at(pids[thread[host]], events.start[rows[host]])
+    # In blocks, so that what is needed on the way stays small beside the trace.
+    for part in np.array_split(host, len(host) // _BLOCK + 1):
+        time = events.start[rows[part]]
+        found[part], via[part] = ranges.locate(thread[part], time)
+        step[part] = steps.at(pids[thread[part]], time)
     owner = np.full(len(rows), -1, dtype=np.int32)
     owner[device] = _owners(events, rows, calls, np.flatnonzero(device))
     owned = np.flatnonzero(owner >= 0)
     for column in (found, via, step, thread):
         column[owned] = column[owner[owned]]
-    return Work(events, ranges, steps, rows.astype(np.int32), found, thread, via, step, owner)
+    return Work(events, ranges, steps, rows.astype(np.int32), found, thread, via, step, owner, holder)
 
 
 def process_numbers(events: EventTable) -> IntArray:
@@ -130,20 +139,12 @@ def _steps(events: EventTable) -> Steps:
     return Steps(of_row, start, end, pid, OpenIntervals(pid, start, end))
 
 
-def _threads_of_calls(events: EventTable, calls: IntArray) -> IntArray:
-    """Rule 2: the thread of the op or range that carries the call's id and contains its start.
-
-    The thread that a call itself names goes stale when threads end; it counts only where there is no such op.
-    """
-    thread = events.thread[calls].astype(np.int64)
-    found = _holders(events, calls)
-    held = found >= 0
-    thread[held] = events.thread[found[held]]
-    return thread
-
-
 def _holders(events: EventTable, calls: IntArray) -> IntArray:
-    """The op or range that carries each call's external id and contains its start, of several the innermost; or -1."""
+    """Rule 2: the op or range that carries each call's external id and contains its start, or -1.
+
+    The call runs on that one's thread: the thread that a call itself names goes stale when threads end, and counts
+    only where there is no such op. Of several the innermost.
+    """
     holders = events.of(Category.OP, Category.RANGE)
     holders = holders[events.external_id[holders] != NO_ID]
     order = np.argsort(events.external_id[holders], kind="stable")
@@ -188,9 +189,18 @@ class Causes:
         self._wrapper = autograd.is_wrapper(work.events.names)
 
     def innermost_op(self, rows: IntArray) -> IntArray:
-        """The event of the innermost op around each row of work (an op: itself); -1 for none."""
-        ops = self._work.events.of(Category.OP)
-        return self._innermost(ops[~self._wrapper[self._work.events.name[ops]]], rows)
+        """The event of the innermost op around each row of work; -1 for none.
+
+        Where a call's external id names an op around it, that is the one: the profiler gives calls the id of the
+        innermost op or range.
+        """
+        work, events = self._work, self._work.events
+        found = work.holder[self._causes(rows)].astype(np.int64)
+        found[(events.category[found] != Category.OP) | self._wrapper[events.name[found]]] = -1
+        left = np.flatnonzero(found < 0)
+        ops = events.of(Category.OP)
+        found[left] = self._innermost(ops[~self._wrapper[events.name[ops]]], rows[left])
+        return found
 
     def innermost_function(self, rows: IntArray) -> IntArray:
         """The event of the innermost Python frame of a source file around each row; -1 for none.
@@ -206,16 +216,24 @@ class Causes:
         found[missing] = self._innermost(frames[source], rows[missing])
         return found
 
+    def _causes(self, rows: IntArray) -> IntArray:
+        """Device work was caused where its call was made; all else by itself."""
+        owner = self._work.owner[rows]
+        return np.where(owner >= 0, owner, rows)
+
     def _innermost(self, intervals: IntArray, rows: IntArray) -> IntArray:
         work, events = self._work, self._work.events
-        if not len(intervals) or not len(rows):
+        times = events.start[work.event[self._causes(rows)]]
+        # Most ops are around nothing that is asked for here.
+        asked = np.sort(times)
+        first = np.searchsorted(asked, events.start[intervals], "left")
+        intervals = intervals[np.searchsorted(asked, events.end[intervals], "left") > first]
+        if not len(intervals):
             return np.full(len(rows), -1, dtype=np.int64)
         around = OpenIntervals(
             events.thread[intervals].astype(np.int64), events.start[intervals], events.end[intervals]
         )
-        # Device work was caused where its call was made.
-        cause = np.where(work.owner[rows] >= 0, work.owner[rows], rows)
-        found = around.at(work.thread[rows], events.start[work.event[cause]])
+        found = around.at(work.thread[rows], times)
         return np.where(found >= 0, intervals[found], -1)
 
 

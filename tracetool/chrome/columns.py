@@ -86,7 +86,39 @@ _COLUMNS: dict[str, type[np.generic]] = {
     "correlation": np.int64,
     "external_id": np.int64,
 }
+_ROWS = 1 << 21
 _SPARSE = ("bytes", "collective_bytes", "line", "cache_hit")
+
+
+class _Column:
+    """An array that grows at its end.
+
+    It begins with room for many rows: memory that is never written is never taken from the system, while growing by
+    pieces would leave holes as large as the column behind.
+    """
+
+    def __init__(self, dtype: type[np.generic]) -> None:
+        self._room: npt.NDArray[Any] = np.empty(_ROWS, dtype=dtype)
+        self._length = 0
+
+    def extend(self, values: npt.NDArray[Any]) -> None:
+        length = self._length + len(values)
+        if length > len(self._room):
+            larger = np.empty(max(length, 2 * len(self._room)), dtype=self._room.dtype)
+            larger[: self._length] = self.values
+            self._room = larger
+        self._room[self._length : length] = values
+        self._length = length
+
+    @property
+    def values(self) -> npt.NDArray[Any]:
+        return self._room[: self._length]
+
+    def __getstate__(self) -> npt.NDArray[Any]:
+        return self.values
+
+    def __setstate__(self, values: npt.NDArray[Any]) -> None:
+        self._room, self._length = values, len(values)
 
 
 class ColumnBuilder:
@@ -102,7 +134,7 @@ class ColumnBuilder:
         self._threads = _Numbers()
         self._thread_names: dict[tuple[Any, Any], str] = {}
         self._rows = 0
-        self._columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _COLUMNS}
+        self._columns = {name: _Column(dtype) for name, dtype in _COLUMNS.items()}
         self._sparse: dict[str, list[tuple[IntArray, IntArray]]] = {name: [] for name in _SPARSE}
 
     def add(self, events: list[Event]) -> None:
@@ -128,17 +160,17 @@ class ColumnBuilder:
         threads = np.array([self._threads[thread] for thread in later._threads], dtype=np.int32)
         self._thread_names.update(later._thread_names)
         renumber = {"name": names, "thread": threads}
-        for column, pieces in later._columns.items():
-            numbers = renumber.get(column)
-            self._columns[column] += pieces if numbers is None else [numbers[piece] for piece in pieces]
-        for column, parts in later._sparse.items():
+        for title, column in later._columns.items():
+            numbers = renumber.get(title)
+            self._columns[title].extend(column.values if numbers is None else numbers[column.values])
+        for kind, parts in later._sparse.items():
             for rows, values in parts:
-                self._sparse[column].append((rows + self._rows, names[values] if column == "line" else values))
+                self._sparse[kind].append((rows + self._rows, names[values] if kind == "line" else values))
         self._rows += later._rows
 
     def table(self) -> EventTable:
-        """All that was collected. The builder is empty afterwards."""
-        whole: dict[str, Any] = {name: self._column(name, dtype) for name, dtype in _COLUMNS.items()}
+        """All that was collected."""
+        whole: dict[str, Any] = {name: column.values for name, column in self._columns.items()}
         sparse: dict[str, Any] = {name: self._sparse_column(name) for name in _SPARSE}
         return EventTable(
             **whole,
@@ -149,13 +181,8 @@ class ColumnBuilder:
             ],
         )
 
-    def _column(self, name: str, dtype: type[np.generic]) -> Any:  # noqa: ANN401 (one of several array types)
-        # Popped, so that not all columns are there twice at once.
-        pieces = self._columns.pop(name)
-        return np.concatenate(pieces) if pieces else np.empty(0, dtype=dtype)
-
     def _sparse_column(self, name: str) -> Sparse:
-        pieces = self._sparse.pop(name)
+        pieces = self._sparse[name]
         none = np.empty(0, dtype=np.int64)
         return Sparse(
             np.concatenate([none, *(rows for rows, _ in pieces)]),
@@ -203,7 +230,7 @@ class ColumnBuilder:
             "external_id": self._external_ids(args, kind),
         }
         for name, column in columns.items():
-            self._columns[name].append(column)
+            self._columns[name].extend(column)
         self._take_sparse(args, kind)
         self._rows += len(events)
 
