@@ -209,7 +209,7 @@ def _check_patterns(view: View, summaries: Sequence[TraceSummary]) -> None:
             continue
         names = {path[-1]: pattern_of(path) for path in paths if path[-1] != STEP}
         last = re.split(r"(?<!\\)/", pattern.pattern.rstrip("/"))[-1].strip("*")
-        near = [names[name] for name in difflib.get_close_matches(last, names, n=3, cutoff=0.4)]
+        near = [names[name] for name in difflib.get_close_matches(last, names, n=3)]
         near = near or [fit for name, fit in names.items() if last and last.lower() in name.lower()][:3]
         hint = f"did you mean {' or '.join(near)}?" if near else "`--depth 1` shows the outermost ranges"
         raise SettingError(f"no range fits '{clean(pattern.pattern)}': {hint}")
