@@ -280,8 +280,11 @@ def _causes(found: TraceDiff, row: DiffRow, metric: str) -> str:
     shown = [one for one in found.contributions(row, metric, by) if one.changed]
     if not shown and metric in ("kernels", "graph_kernels"):
         shown = [one for one in found.contributions(row, metric, "kernel") if one.changed]
-    text = ", ".join(_cause(one, METRICS[metric].unit if metric in METRICS else Unit.COUNT) for one in shown[:_CAUSES])
-    more = f", and {len(shown) - _CAUSES} more" if len(shown) > _CAUSES else ""
+    between = ", " if len(found.variants) == 1 else "; "  # with several variants a cause has commas of its own
+    text = between.join(
+        _cause(one, METRICS[metric].unit if metric in METRICS else Unit.COUNT) for one in shown[:_CAUSES]
+    )
+    more = f"{between}and {len(shown) - _CAUSES} more" if len(shown) > _CAUSES else ""
     where = next((one for one in found.contributions(row, metric, "function") if one.changed), None)
     return text + more + (f" in {words.shorten(where.name, _CAUSE_WIDTH)}" if where and text else "")
 
