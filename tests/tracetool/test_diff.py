@@ -1,7 +1,13 @@
 """Diffs of hand-written traces: what is lined up, what is compared, and the words for it."""
 
+import contextlib
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tracetool
 from tracetool.differ import Cell, Per, Status, Verdict
@@ -207,6 +213,60 @@ def test_work_before_the_window_is_compared_apart(diff):
     found = diff(one, other)
     assert means(found, BEFORE_WINDOW, "kernels") == [0, 1]
     assert means(found, STEP, "kernels") == [1, 1]
+
+
+@st.composite
+def programs(draw):
+    """A random program of ranges, steps, kernels, copies and syncs, some of it outside any range or step."""
+    trace = Small()
+
+    def body(depth):
+        for _ in range(draw(st.integers(0, 3))):
+            what = draw(st.sampled_from(["kernel", "copy", "sync", "graph", "orphan", "range", "range", "range"]))
+            if what == "range" and depth < 3:
+                with trace.range(draw(st.sampled_from(["f", "g", "h"]))):
+                    body(depth + 1)
+            elif what == "graph":
+                trace.graph("one", "two")
+            elif what != "range":
+                getattr(trace, what)()
+
+    body(2)
+    for number in range(draw(st.integers(0, 2))):
+        with trace.range("outer") if draw(st.booleans()) else contextlib.nullcontext(), trace.step(number):
+            body(0)
+    body(0)
+    return trace
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(programs(), min_size=2, max_size=3), st.sampled_from(["self", "total"]))
+def test_nothing_that_a_side_counts_is_dropped_or_counted_twice(made, scope):
+    with tempfile.TemporaryDirectory() as folder:
+        sides = [trace.summary(Path(folder) / f"{number}.json") for number, trace in enumerate(made)]
+    found = tracetool.diff(*sides, scope=scope, per=Per.TRACE)
+    for number, side in enumerate(sides):
+        for metric in ("kernels", "kernel_launches", "h2d_bytes", "syncs"):
+            counted = {
+                (number and row.elsewhere[number - 1]) or row.path: cell.sum
+                for row in found.rows
+                if metric in row.metrics
+                and (cell := (row.metrics[metric].baseline, *row.metrics[metric].variants)[number]) is not None
+            }
+            before = counted.pop((BEFORE_WINDOW,), 0)
+            assert before == side.own(metric)[side.before_row]
+            if scope == "total":  # the outermost ranges, steps left aside, hold everything
+                paths = {path for path in counted if path[-1] != STEP}
+                stepped = (STEP,) in counted
+                tops = {path for path in paths if len(path) == 1}
+                direct = int(side.own(metric)[side.paths.index((STEP,))]) if stepped else 0
+                assert sum(counted[path] for path in tops) + direct == side.totals.get(metric, 0)
+            else:
+                assert sum(counted.values()) == side.totals.get(metric, 0)
+    assert tracetool.diff(sides[0], sides[0]).differs is False
+    for one in (found, tracetool.diff(*sides, scope=scope)):
+        assert one.differs == any(row.status is not Status.SAME for row in one.rows)
+        assert verdict_of(one)
 
 
 # Per call, step and trace -------------------------------------------------------------------------------------

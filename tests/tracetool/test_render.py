@@ -387,3 +387,26 @@ def test_shortened_names_keep_both_ends():
     assert words.shorten("short", 10) == "short"
     assert words.shorten("a" * 50 + "z" * 50, 20) == "a" * 12 + "..." + "z" * 5
     assert words.shorten("two\nlines\tand\x1bescape", 40) == "two lines and\N{REPLACEMENT CHARACTER}escape"
+
+
+def test_causes_of_several_variants_are_told_apart(real):
+    changes = tracetool.diff(real[GRAPH], real[PAGEABLE], real[PINNED])
+    page = terminal.diff(changes, View(), width=200, colour=False)
+    assert "aten::copy_ 16 B -> 0 B, 0 B; aten::_local_scalar_dense 0 B -> 4 B, 4 B" in page
+    assert "aten::sum 0 -> 3, 3; and 14 more" in page
+
+
+def test_one_thing_is_told_in_the_singular(tmp_path):
+    sick = Small()
+    with sick.range("f"):
+        sick.lost_launch()
+    stray = healthy()
+    stray.kernel()
+    told = [
+        one.message
+        for number, trace in enumerate((sick, stray))
+        for one in trace.summary(tmp_path / f"{number}.json").health.findings
+    ]
+    assert any(message.startswith("1 launch call and not one device event: ") for message in told)
+    assert "1 range ends with the trace and is perhaps cut." in told
+    assert "1 piece of device work was queued outside any range." in told
