@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import shlex
 import shutil
 import sys
 import time
 import traceback
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tracetool import __version__
-from tracetool.errors import TracetoolError
+from tracetool.errors import SettingError, TracetoolError
 from tracetool.options import TRACE, output_options, reading_options, view_options
 from tracetool.output import check_target, write
 
@@ -54,7 +57,10 @@ def summary(context: click.Context, /, trace: str, form: str, output: Path | Non
     check_target(output, force=force)
     view = _view(options)
     found = _summarize(trace, options)
-    _emit("summary", found, form, output, _with_next(view, _next_of_summary(found)))
+    if options["per"] == "step" and not found.step_count:
+        raise SettingError(f"{found.source} has no profiler steps: give numbers per call or per trace instead")
+    _check_patterns(view, [found])
+    _emit("summary", found, form, output, _with_next(view, _next_of_summary(found, options)))
     context.exit(_exit_code([found]))
 
 
@@ -87,10 +93,16 @@ def diff(
 
     check_target(output, force=force)
     view = _view(options)
-    summaries = [_summarize(path, options) for path in (baseline, *variants)]
+    paths = (baseline, *variants)
+    if paths.count("-") > 1:
+        raise SettingError("standard input can be read only once: name a file for the other traces")
+    summaries = [_summarize(path, options) for path in paths]
+    _check_patterns(view, summaries)
     per = Per(options["per"]) if options["per"] else None
-    found = compare(*summaries, labels=labels, scope="self" if own else "total", per=per)
-    _emit("diff", found, form, output, _with_next(view, _next_of_diff(found)))
+    found = compare(
+        *summaries, labels=[_printable(label) for label in labels], scope="self" if own else "total", per=per
+    )
+    _emit("diff", found, form, output, _with_next(view, _next_of_diff(found, labels, options)))
     unhealthy = _exit_code(summaries)
     context.exit(unhealthy or (DIFFERS if exit_code and found.differs else 0))
 
@@ -176,7 +188,31 @@ def _summarize(path: str, options: dict[str, Any]) -> TraceSummary:
     folds = (*DEFAULT_FOLDS, *(user_fold(regex) for regex in options["fold"]))
     sources = [range_source(text) for text in options["ranges_as"]]
     with _Progress(path) as progress:
-        return summarize(read(path, progress=progress.show), ranges_as=sources, folds=folds)
+        trace = read(path, progress=progress.show)
+        return summarize(replace(trace, path=_printable(path)), ranges_as=sources, folds=folds)
+
+
+def _printable(text: str) -> str:
+    """An argument that is no UTF-8, as file names may be, with its odd bytes written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _check_patterns(view: View, summaries: Sequence[TraceSummary]) -> None:
+    """A pattern that fits no range is a slip, not a wish to see nothing."""
+    from tracetool.folding import STEP
+    from tracetool.render.words import clean, pattern_of
+
+    paths = {tuple(path): None for found in summaries for path in found.paths}
+    for pattern in view.patterns:
+        one = replace(view, patterns=(pattern,), depth=None)
+        if any(one.shows(path) for path in paths):
+            continue
+        names = {path[-1]: pattern_of(path) for path in paths if path[-1] != STEP}
+        last = re.split(r"(?<!\\)/", pattern.pattern.rstrip("/"))[-1].strip("*")
+        near = [names[name] for name in difflib.get_close_matches(last, names, n=3)]
+        near = near or [fit for name, fit in names.items() if last and last.lower() in name.lower()][:3]
+        hint = f"did you mean {' or '.join(near)}?" if near else "`--depth 1` shows the outermost ranges"
+        raise SettingError(f"no range fits '{clean(pattern.pattern)}': {hint}")
 
 
 def _exit_code(summaries: Sequence[TraceSummary]) -> int:
@@ -193,7 +229,7 @@ def _emit(what: str, found: object, form: str, output: Path | None, view: View |
     arguments = [one for one in (found, view) if one is not None]
     settings: dict[str, Any] = {}
     if form == "terminal":
-        to_terminal = output is None and sys.stdout.isatty()
+        to_terminal = output is None and sys.stdout is not None and sys.stdout.isatty()
         width = shutil.get_terminal_size((_WIDTH_OF_FILES, 24)).columns if output is None else _WIDTH_OF_FILES
         settings = {"width": max(40, width), "colour": to_terminal and not os.environ.get("NO_COLOR")}
     write(renderer(*arguments, **settings), output)
@@ -214,38 +250,49 @@ def _renderer(form: str) -> Any:
 
 
 def _with_next(view: View, command: list[str]) -> View:
-    from dataclasses import replace
+    again = "-" not in command  # what came through a pipe cannot be read again
+    return replace(view, command=f"next: {shlex.join(['tracetool', *command])}" if again else "")
 
-    return replace(view, command=f"next: {shlex.join(command)}")
+
+def _read_alike(options: dict[str, Any]) -> list[str]:
+    """The options that make the ranges of a trace what they are."""
+    return [
+        *(word for regex in options["fold"] for word in ("--fold", regex)),
+        *(word for source in options["ranges_as"] for word in ("--ranges-as", source)),
+    ]
 
 
-def _next_of_summary(found: TraceSummary) -> list[str]:
-    """The range that makes most launches (without a device: most ops), call by call."""
+def _next_of_summary(found: TraceSummary, options: dict[str, Any]) -> list[str]:
+    """The range that makes most launches (without a device: most ops), call by call; from there, all as JSON."""
     from tracetool.render.words import pattern_of
 
+    command = ["summary", found.source, *_read_alike(options)]
     for metric in ("kernel_launches", "graph_launches", "ops"):
         own = found.own(metric)[: found.outside_row]
         if len(own) and own.max() > 0:
-            return [
-                "tracetool",
-                "summary",
-                found.source,
-                "--range",
-                pattern_of(found.paths[int(own.argmax())]),
-                "--per",
-                "call",
-                "--all",
-            ]
-    return ["tracetool", "health", found.source]
+            pattern = pattern_of(found.paths[int(own.argmax())])
+            if pattern in options["patterns"]:
+                return [*command, "--format", "json"]
+            return [*command, "--range", pattern, "--per", "call", "--all"]
+    return ["health", found.source]
 
 
-def _next_of_diff(found: TraceDiff) -> list[str]:
-    """All metrics of the innermost range that changed."""
+def _next_of_diff(found: TraceDiff, labels: Sequence[str], options: dict[str, Any]) -> list[str]:
+    """All metrics of the innermost range that changed; from there, all as JSON."""
+    from tracetool.differ import Status
     from tracetool.render.words import pattern_of
 
-    changed = [row.path for row in found.rows if row.changed]
-    command = ["tracetool", "diff", *(side.summary.source for side in found.sides)]
-    return [*command, "--range", pattern_of(max(changed, key=len)), "--all"] if changed else [*command, "--all"]
+    command = ["diff", *(side.summary.source for side in found.sides), *_read_alike(options)]
+    command += [word for label in labels for word in ("--name", label)]
+    command += ["--self"] if found.scope == "self" else []
+    # A range that all sides have tells more than one that came or went.
+    changed = [row.path for row in found.rows if row.status is Status.CHANGED] or [
+        row.path for row in found.rows if row.changed
+    ]
+    pattern = pattern_of(max(changed, key=len)) if changed else ""
+    if options["everything"] and (not pattern or pattern in options["patterns"]):
+        return [*command, "--format", "json"]
+    return [*command, "--range", pattern, "--all"] if pattern else [*command, "--all"]
 
 
 class _Progress:

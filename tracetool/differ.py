@@ -223,7 +223,7 @@ class TraceDiff:
         for side, part in zip(self.sides, row.parts, strict=True):
             counts: Counter[str] = Counter()
             if part is not None:
-                for number, scope in _scoped(part, self.scope):
+                for number, scope in _scoped(part, self.scope, metric):
                     for name, amounts in side.summary.contributors(number, by, scope).items():
                         counts[name] += amounts.get(metric, 0)
             found.append(counts)
@@ -248,7 +248,7 @@ class TraceDiff:
     # Lining up ---------------------------------------------------------------------------------------------
 
     def _lines(self) -> Iterable[tuple[Path, tuple[_Part | None, ...], tuple[Path | None, ...]]]:
-        tables = [_by_key(side.summary, stepped=self.stepped) for side in self.sides]
+        tables = [_by_key(side.summary, stepped=self.stepped, scope=self.scope) for side in self.sides]
         first, others = tables[0], tables[1:]
         moved = [_by_name_alone(first, other) for other in others]
         taken = [set(found.values()) for found in moved]
@@ -264,8 +264,12 @@ class TraceDiff:
     def _row(self, path: Path, parts: tuple[_Part | None, ...], elsewhere: tuple[Path | None, ...]) -> DiffRow:
         counted: set[str] = set()
         for side, part in zip(self.sides, parts, strict=True):
-            for row, scope in _scoped(part, self.scope) if part is not None else ():
-                counted.update(side.summary.counted(scope)[row])
+            if part is None:
+                continue
+            for row in part.rows:
+                counted.update(side.summary.counted(self.scope)[row])
+            for row in part.own_only:
+                counted.update(name for name in side.summary.counted("self")[row] if name not in _OF_STEPS)
         metrics = {name: self._compare(name, parts) for name in self.metrics if name in counted}
         return DiffRow(path, metrics, parts, elsewhere)
 
@@ -296,9 +300,25 @@ class TraceDiff:
             for side, part in zip(self.sides, parts, strict=True)
         )
         per = self._per or (Per.CALL if called else Per.STEP)
-        if per is Per.CALL and (metric == "calls" or not called):
+        if per is Per.CALL and (metric == "calls" or not called or any(part and part.own_only for part in parts)):
             per = Per.STEP
-        return Per.TRACE if per is Per.STEP and not self.stepped else per
+        if per is Per.STEP and (not self.stepped or (self._per is not Per.STEP and self._outside(metric, parts))):
+            per = Per.TRACE
+        return per
+
+    def _outside(self, metric: str, parts: tuple[_Part | None, ...]) -> bool:
+        """Whether a comparison per step would lose what lies outside the steps, and one per trace would not mislead.
+
+        It would mislead where the sides have different numbers of steps, unless nothing at all lies in them.
+        """
+        inside, lost = False, False
+        for side, part in zip(self.sides, parts, strict=True):
+            for row in part.rows if part is not None else ():
+                whole = int(side.summary.value(metric, self.scope)[row])
+                in_steps = int(side.summary.step_samples(metric, row, self.scope).sum()) if whole else 0
+                inside = inside or in_steps > 0
+                lost = lost or in_steps < whole
+        return lost and (not inside or len({side.summary.step_count for side in self.sides}) == 1)
 
     def _cell(self, summary: TraceSummary, part: _Part | None, metric: str, per: Per) -> Cell | None:
         if part is None or not summary.holds(metric):
@@ -306,7 +326,7 @@ class TraceDiff:
         if per is Per.CALL:
             samples = [summary.samples(metric, row, self.scope) for row in part.rows]
             return Cell(np.concatenate(samples))
-        pieces = _scoped(part, self.scope)
+        pieces = _scoped(part, self.scope, metric)
         if per is Per.STEP:
             return Cell(np.sum([summary.step_samples(metric, row, scope) for row, scope in pieces], axis=0))
         return Cell(np.array([sum(int(summary.value(metric, scope)[row]) for row, scope in pieces)]))
@@ -343,20 +363,40 @@ def diff(
     )
 
 
+def outer_paths(changed: Iterable[Path], paths: Iterable[Path]) -> set[Path]:
+    """The paths that have a changed one in them: a change shows in every range around the one that it was made in."""
+    around: set[Path] = set()
+    around_steps: set[Path] = set()
+    for path in changed:
+        if path[-1] == STEP:
+            around.add(path[:-1])
+        elif path not in ((NO_RANGE,), (BEFORE_WINDOW,)):
+            outer = {path[:depth] for depth in range(len(path))}
+            around |= outer
+            around_steps |= outer
+    return {path for path in paths if (path[:-1] in around_steps if path[-1] == STEP else path in around)}
+
+
 def _file_labels(sources: Sequence[str]) -> list[str]:
     """File names without their endings; where two are alike, numbered."""
     stems = [source.replace("\\", "/").rsplit("/", 1)[-1].split(".")[0] or source for source in sources]
     return [stem if stems.count(stem) == 1 else f"{stem} ({number})" for number, stem in enumerate(stems, 1)]
 
 
-def _scoped(part: _Part, scope: str) -> list[tuple[int, str]]:
-    return [*((row, scope) for row in part.rows), *((row, "self") for row in part.own_only)]
+_OF_STEPS = frozenset({"calls", "cpu_ns"})
+"""What is a step's own and would not be there without it, unlike the work that lies in it."""
 
 
-def _by_key(summary: TraceSummary, *, stepped: bool) -> dict[Path, _Part]:
+def _scoped(part: _Part, scope: str, metric: str) -> list[tuple[int, str]]:
+    merged = () if metric in _OF_STEPS else part.own_only
+    return [*((row, scope) for row in part.rows), *((row, "self") for row in merged)]
+
+
+def _by_key(summary: TraceSummary, *, stepped: bool, scope: str) -> dict[Path, _Part]:
     """Rows of a summary by the path under which they are lined up, in the summary's order.
 
-    Where some side has no steps, what lies directly in a step counts for the range around it, as it does there.
+    Where some side has no steps, what lies directly in a step counts for the range around it, as it does there
+    (in whose total it is already), or for `(no range)`.
     """
     rows: dict[Path, list[int]] = {}
     own_only: dict[Path, list[int]] = {}
@@ -366,7 +406,7 @@ def _by_key(summary: TraceSummary, *, stepped: bool) -> dict[Path, _Part]:
             rows.setdefault(key, []).append(number)
         elif stepped:
             rows.setdefault((*key, STEP), []).append(number)
-        else:
+        elif not key or scope == "self":
             own_only.setdefault(key or (NO_RANGE,), []).append(number)
     return {key: _Part(tuple(found), tuple(own_only.get(key, ()))) for key, found in rows.items()}
 

@@ -147,10 +147,11 @@ def _of_device(tally: Tally) -> Iterator[Finding]:
     device = work.of(*DEVICE_WORK)
     if not len(device):
         if len(launches):
+            calls = "launch call" if len(launches) == 1 else "launch calls"
             yield _error(
                 "no_device_events",
                 len(launches),
-                f"{len(launches)} launch calls and not one device event: the device's activity was not recorded; "
+                f"{len(launches)} {calls} and not one device event: the device's activity was not recorded; "
                 "capture again, in a process that ran no CPU-only profile before.",
             )
         elif len(events):
@@ -285,7 +286,9 @@ def _of_ranges(work: Work) -> Iterator[Finding]:
         )
     ends_last = ranges.end >= events.end.max()
     if count := int(np.count_nonzero(ends_last)):
-        yield _info("perhaps_cut", count, f"{count} ranges end with the trace and are perhaps cut.")
+        end = "range ends with the trace and is" if count == 1 else "ranges end with the trace and are"
+        yield _info("perhaps_cut", count, f"{count} {end} perhaps cut.")
     stray = int(np.count_nonzero(work.range[work.of(*DEVICE_WORK)] == OUTSIDE))
     if stray:
-        yield _info("outside_ranges", stray, f"{stray} pieces of device work were queued outside any range.")
+        were = "piece of device work was" if stray == 1 else "pieces of device work were"
+        yield _info("outside_ranges", stray, f"{stray} {were} queued outside any range.")

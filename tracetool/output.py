@@ -18,12 +18,20 @@ def check_target(target: Path | None, *, force: bool) -> None:
     """
     if target is None:
         return
-    if target.is_dir():
-        raise OutputError(f"{target} is a directory; name a file in it")
-    if not target.parent.is_dir():
-        raise OutputError(f"{target} cannot be written: there is no folder {target.parent}; make it first")
-    if target.exists() and not force:
-        raise OutputError(f"{target} exists already; --force overwrites it")
+    try:
+        if target.is_dir():
+            raise OutputError(f"{target} is a directory; name a file in it")
+        if not target.parent.is_dir():
+            raise OutputError(f"{target} cannot be written: there is no folder {target.parent}; make it first")
+        if target.exists() and not _is_stream(target) and not force:
+            raise OutputError(f"{target} exists already; --force overwrites it")
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror}") from None
+
+
+def _is_stream(target: Path) -> bool:
+    """Whether it is a device or a pipe, like /dev/null: it is written to and never replaced."""
+    return target.exists() and not target.is_file()
 
 
 def write(text: str, target: Path | None) -> None:
@@ -36,6 +44,10 @@ def write(text: str, target: Path | None) -> None:
         _print(text)
         return
     try:
+        target = target.resolve()  # a link stays, and what it points to is replaced
+        if _is_stream(target):
+            target.write_text(text, encoding="utf-8")
+            return
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
         ) as file:
@@ -57,13 +69,18 @@ def write(text: str, target: Path | None) -> None:
 
 def _print(text: str) -> None:
     """Print; a reader that went away, as `head` does, is no failure."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed: name a file with -o")
     try:
+        encoding = sys.stdout.encoding or "utf-8"
+        try:
+            text.encode(encoding, sys.stdout.errors or "strict")
+        except UnicodeEncodeError:
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # What is left in the buffer must not fail again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except UnicodeEncodeError:
-        encoding = sys.stdout.encoding
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        sys.stdout.flush()
+        if not isinstance(error, BrokenPipeError):
+            raise OutputError(f"standard output cannot be written: {error.strerror}") from None

@@ -44,18 +44,24 @@ def ratio_of_medians(baseline: npt.ArrayLike, variant: npt.ArrayLike) -> Ratio |
     1993, ch. 13). The result is the same on every call.
 
     Returns:
-        None where either side has fewer than `FEWEST` samples, or where the baseline's median is 0.
+        None where either side has fewer than `FEWEST` samples. Something over nothing is infinite, nothing over
+        nothing is 1.
     """
     before, after = np.sort(np.asarray(baseline, np.float64)), np.sort(np.asarray(variant, np.float64))
-    if min(len(before), len(after)) < FEWEST or np.median(before) == 0:
+    if min(len(before), len(after)) < FEWEST:
         return None
     random = np.random.default_rng(_SEED)
     below, above = _resampled_medians(before, random), _resampled_medians(after, random)
-    with np.errstate(divide="ignore"):
-        ratios = np.divide(above, below, out=np.full_like(above, np.inf), where=below > 0)
     tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(ratios, [tail, 1 - tail], method="nearest")
-    return Ratio(float(np.median(after) / np.median(before)), float(low), float(high))
+    low, high = np.quantile(_ratios(above, below), [tail, 1 - tail], method="nearest")
+    (value,) = _ratios(np.array([np.median(after)]), np.array([np.median(before)]))
+    return Ratio(float(value), float(low), float(high))
+
+
+def _ratios(above: npt.NDArray[np.float64], below: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    without = np.where(above > 0, np.inf, 1.0)
+    found: npt.NDArray[np.float64] = np.divide(above, below, out=without, where=below > 0)
+    return found
 
 
 def _resampled_medians(ordered: npt.NDArray[np.float64], random: np.random.Generator) -> npt.NDArray[np.float64]:

@@ -167,8 +167,16 @@ class TraceSummary:
         return np.concatenate([self._rows.tree.sums(own[: self._rows.count]), own[self._rows.count :]])
 
     def value(self, metric: str, scope: str) -> IntArray:
-        """`own` or `total`, for scope `self` or `total`."""
-        return self.own(metric) if scope == "self" else self.total(metric)
+        """`own` or `total`, for scope `self` or `total`; worked out once."""
+        key = (metric, scope)
+        if key not in self._values:
+            found: IntArray = self.own(metric) if scope == "self" else self.total(metric)
+            self._values[key] = found
+        return self._values[key]
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, str], IntArray]:
+        return {}
 
     def counted(self, scope: str = "total") -> list[list[str]]:
         """For each row the metrics, `op_calls` among them, that are not zero there."""
@@ -225,8 +233,15 @@ class TraceSummary:
         ]
 
     def _samples_by_row(self, metric: str, scope: str) -> IntArray:
-        of_runs: IntArray = self._run_values(metric, scope)[: self.tally.runs][self._rows.by_row]
-        return of_runs
+        key = (metric, scope)
+        if key not in self._sorted_runs:
+            of_runs: IntArray = self._run_values(metric, scope)[: self.tally.runs]
+            self._sorted_runs[key] = of_runs[self._rows.by_row]
+        return self._sorted_runs[key]
+
+    @cached_property
+    def _sorted_runs(self) -> dict[tuple[str, str], IntArray]:
+        return {}
 
     def _run_values(self, metric: str, scope: str) -> IntArray:
         """The metric of each run, and of the two slots without runs (for times of ranges: 0)."""

@@ -123,13 +123,15 @@ def _ranges(found: TraceSummary, view: View) -> Iterable[dict[str, Any]]:
             "per_call": {name: _spread(spreads[name][row]) for name in of_total} if calls else {},
             "via_autograd": _chosen(found.via_autograd.get(row, {}), view),
             "threads": [
-                {"tid": threads[thread].tid, "name": threads[thread].name, "self": _chosen(counts, view)}
+                {"tid": threads[thread].tid, "name": threads[thread].name, "self": chosen}
                 for thread, counts in found.threads.get(row, {}).items()
+                if (chosen := _chosen(counts, view))
             ],
             "contributors": [
-                {"by": by, "name": name, **_chosen(counts, view)}
+                {"by": by, "name": name, **chosen}
                 for by in BY
                 for name, counts in found.contributors(row, by).items()
+                if (chosen := _chosen(counts, view))
             ],
         }
         if view.per is Per.STEP and found.step_count:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tracetool.render.view import View
     from tracetool.summary import TraceSummary
 
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|~#&])")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~#&$])")
 _LONGEST_NAME = 120
 
 
@@ -26,7 +26,7 @@ def summary(found: TraceSummary, view: View) -> str:
     table = summary_table(found, view)
     lines = [f"**{_plain(summary_verdict(found))}**", "", *_sides([("", found)]), ""]
     if table.lines:
-        headings = [f"range (per {table.per})", "calls", *(SHORT.get(name, name) for name in table.metrics)]
+        headings = [f"range (per {table.per})", "calls", *(_plain(SHORT.get(name, name)) for name in table.metrics)]
         lines += _table(headings, ([_name(words.path_text(line.path)), *line.cells] for line in table.lines))
         lines.append("")
     made = top_contributors(found, view, [name for name in table.metrics if name not in ("ops", "h2d_bytes")])
@@ -84,9 +84,9 @@ def metrics() -> str:
 
 def _sides(sides: Sequence[tuple[str, TraceSummary]]) -> list[str]:
     return [
-        f"- {f'{_plain(label)}: ' if label else ''}{_name(found.source)}, {words.plural(found.event_count, 'event')}, "
-        f"{words.plural(found.step_count, 'step')}, {_plain(found.environment.get('gpu', 'no GPU named'))}, "
-        f"health {found.health.verdict}"
+        f"- {f'{_plain(label)}: ' if label else ''}{_code(words.shorten(found.source, _LONGEST_NAME))}, "
+        f"{words.plural(found.event_count, 'event')}, {words.plural(found.step_count, 'step')}, "
+        f"{_plain(found.environment.get('gpu', 'no GPU named'))}, health {found.health.verdict}"
         for label, found in sides
     ]
 
@@ -102,12 +102,15 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _name(text: str) -> str:
-    """A name from a trace as code, whatever is in it."""
-    text = words.shorten(text, _LONGEST_NAME).replace("|", "\\|")
+    """A name from a trace as code in a table, whatever is in it."""
+    return _code(words.shorten(text, _LONGEST_NAME).replace("|", "\\|"))
+
+
+def _code(text: str) -> str:
     fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
     pad = " " if "`" in text else ""
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
 def _plain(text: str) -> str:
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", words.clean(text))

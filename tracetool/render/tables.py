@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from tracetool.differ import Cell, Per, Status, Verdict
+from tracetool.differ import Cell, Per, Status, Verdict, outer_paths
 from tracetool.metrics import METRICS, Metric, Unit, lookup
 from tracetool.render import words
 
@@ -122,7 +121,7 @@ def _value(found: TraceSummary, metric: str, row: int, per: Per) -> str:
     if per is Per.CALL and found.calls[row] and metric != "calls":
         cell = Cell(found.samples(metric, row))
     elif per is Per.TRACE or not found.step_count:
-        cell = Cell(np.array([found.total(metric)[row]]))
+        cell = Cell(found.value(metric, "total")[row : row + 1])
     else:
         cell = Cell(found.step_samples(metric, row))
     return words.spread(cell, metric) if cell.sum else ""
@@ -157,11 +156,12 @@ class DiffSection:
 
 def diff_sections(found: TraceDiff, view: View) -> tuple[DiffSection, ...]:
     """The ranges of a diff that are shown: unless all are asked for, those that changed."""
+    outer = outer_paths((row.path for row in found.rows if row.changed), (row.path for row in found.rows))
     sections = []
     for row in found.rows:
         if not view.shows(row.path) or (row.status is Status.SAME and not view.everything and not _times_differ(row)):
             continue
-        lines = tuple(_diff_line(found, row, name) for name in _shown_metrics(found, row, view))
+        lines = tuple(_diff_line(found, row, name) for name in _shown_metrics(row, view, inner=row.path not in outer))
         if lines or row.status in _FATES:
             sections.append(DiffSection(row.path, row.status, _fate(found, row), _note(row), lines))
     return tuple(sections)
@@ -188,12 +188,13 @@ def _times_differ(row: DiffRow) -> bool:
     )
 
 
-def _shown_metrics(found: TraceDiff, row: DiffRow, view: View) -> list[str]:
+def _shown_metrics(row: DiffRow, view: View, *, inner: bool) -> list[str]:
+    """The metrics shown of a range; `inner`: no range in it changed, so that this is where a change was made."""
     if view.metrics:
         return [name for name in view.metrics if name in row.metrics]
     if view.everything:
         return [name for name in row.metrics if name in METRICS]
-    made_here = row.status not in _FATES and _made_here(found, row)
+    made_here = row.status not in _FATES and inner
     shown = []
     for name, comparison in row.metrics.items():
         if name not in METRICS or (name in DETAILS and not made_here):
@@ -223,15 +224,6 @@ def _repeats(row: DiffRow, name: str) -> bool:
 def _means(comparison: Comparison) -> list[Fraction]:
     cells = (comparison.baseline, *comparison.variants)
     return [cell.mean if cell else Fraction(0) for cell in cells]
-
-
-def _made_here(found: TraceDiff, row: DiffRow) -> bool:
-    """Whether no range in this one changed: then this is where the change was made."""
-    outer = tuple(name for name in row.path if name != "ProfilerStep")
-    return not any(
-        other.changed and len(other.path) > len(outer) and other.path[: len(outer)] == outer and other is not row
-        for other in found.rows
-    )
 
 
 def _note(row: DiffRow) -> str:
@@ -272,6 +264,8 @@ def _figure(cell: Cell | None, metric: Metric) -> Fraction:
 
 def _verdict_text(verdict: Verdict, ratio: float | None) -> str:
     if verdict in (Verdict.FASTER, Verdict.SLOWER) and ratio is not None:
+        if math.isinf(ratio):
+            return f"new, {verdict}"
         return f"x{ratio:.3g} {verdict}"
     return {Verdict.NOISE: "within noise", Verdict.TOO_FEW: "too few samples"}.get(verdict, "not checked")
 
@@ -286,8 +280,11 @@ def _causes(found: TraceDiff, row: DiffRow, metric: str) -> str:
     shown = [one for one in found.contributions(row, metric, by) if one.changed]
     if not shown and metric in ("kernels", "graph_kernels"):
         shown = [one for one in found.contributions(row, metric, "kernel") if one.changed]
-    text = ", ".join(_cause(one, METRICS[metric].unit if metric in METRICS else Unit.COUNT) for one in shown[:_CAUSES])
-    more = f", and {len(shown) - _CAUSES} more" if len(shown) > _CAUSES else ""
+    between = ", " if len(found.variants) == 1 else "; "  # with several variants a cause has commas of its own
+    text = between.join(
+        _cause(one, METRICS[metric].unit if metric in METRICS else Unit.COUNT) for one in shown[:_CAUSES]
+    )
+    more = f"{between}and {len(shown) - _CAUSES} more" if len(shown) > _CAUSES else ""
     where = next((one for one in found.contributions(row, metric, "function") if one.changed), None)
     return text + more + (f" in {words.shorten(where.name, _CAUSE_WIDTH)}" if where and text else "")
 

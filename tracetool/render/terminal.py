@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from tracetool.differ import TraceDiff
     from tracetool.health import Health
+    from tracetool.metrics import Metric
     from tracetool.render.tables import DiffLine, DiffSection, SummaryTable
     from tracetool.render.view import View
     from tracetool.summary import TraceSummary
@@ -32,6 +33,7 @@ _GOOD_STYLES = {True: "green", False: "red", None: ""}
 _NARROWEST_NAME = 24
 _LABEL_WIDTH = 24
 _SETTINGS = 6
+_WIDTH_OF_METRICS = 80
 
 
 class _Page:
@@ -52,9 +54,8 @@ class _Page:
             legacy_windows=False,
         )
 
-    def add(self, what: Text | Table | Padding | str = "", style: str = "") -> None:
-        """Add something; a plain string is never broken."""
-        unbroken = isinstance(what, str)
+    def add(self, what: Text | Table | Padding | str = "", style: str = "", *, unbroken: bool = False) -> None:
+        """Add something; what is unbroken may be longer than the width, so that it can be copied."""
         self._console.print(Text(what, style=style) if isinstance(what, str) else what, soft_wrap=unbroken)
 
     def text(self) -> str:
@@ -73,11 +74,12 @@ def summary(found: TraceSummary, view: View, *, width: int, colour: bool) -> str
         page.add()
         page.add("made by, in the whole trace", "bold")
         for name, text in made:
-            page.add(Text.assemble((f"  {SHORT.get(name, name)}: ", "dim"), text))
+            made_by = Text.assemble((f"{SHORT.get(name, name)}: ", "dim"), text)
+            page.add(Padding(made_by, (0, 0, 0, 2)))
     page.add()
-    page.add(Text(summary_verdict(found), style="bold"))
+    page.add(Text(words.clean(summary_verdict(found)), style="bold"))
     if view.command:
-        page.add(view.command, "dim")
+        page.add(view.command, "dim", unbroken=True)
     return page.text()
 
 
@@ -92,9 +94,9 @@ def diff(found: TraceDiff, view: View, *, width: int, colour: bool) -> str:
     else:
         page.add("No range that is shown differs; --all shows what is the same.", "dim")
     page.add()
-    page.add(Text(verdict_of(found), style="bold"))
+    page.add(Text(words.clean(verdict_of(found)), style="bold"))
     if view.command:
-        page.add(view.command, "dim")
+        page.add(view.command, "dim", unbroken=True)
     return page.text()
 
 
@@ -105,7 +107,9 @@ def health(found: TraceSummary, *, width: int, colour: bool) -> str:
     for one in found.health.findings:
         page.add()
         page.add(
-            Text.assemble((f"{one.severity}", _HEALTH_STYLES[one.severity]), (f" [{one.code}] ", "bold"), one.message)
+            Text.assemble(
+                (f"{one.severity}", _HEALTH_STYLES[one.severity]), (f" [{one.code}] ", "bold"), words.clean(one.message)
+            )
         )
     if not found.health.findings:
         page.add("Nothing stands against this trace's counts.")
@@ -115,16 +119,28 @@ def health(found: TraceSummary, *, width: int, colour: bool) -> str:
 def metrics(*, width: int, colour: bool) -> str:
     """The registry, explained."""
     page = _Page(width, colour=colour)
+    if width < _WIDTH_OF_METRICS:
+        for metric in (*METRICS.values(), OP_CALLS_METRIC):
+            page.add(Text.assemble((metric.name, "cyan"), f"  {metric.unit.value}, {_metric_kind(metric)}"))
+            page.add(Padding(Text(_meaning(metric)), (0, 0, 0, 4)))
+        return page.text()
     table = Table(box=None, pad_edge=False)
     for name in ("metric", "unit", "kind"):
         table.add_column(name, no_wrap=True)
     table.add_column("meaning")
     for metric in (*METRICS.values(), OP_CALLS_METRIC):
-        kind = ("exact" if metric.exact else "statistical") + ("" if metric.additive else ", not additive")
-        needs = "" if metric.needs in (Needs.NOTHING, Needs.DEVICE) else f" Needs {metric.needs}."
-        table.add_row(Text(metric.name, style="cyan"), metric.unit.value, kind, Text(metric.meaning + needs))
+        table.add_row(Text(metric.name, style="cyan"), metric.unit.value, _metric_kind(metric), Text(_meaning(metric)))
     page.add(table)
     return page.text()
+
+
+def _metric_kind(metric: Metric) -> str:
+    return ("exact" if metric.exact else "statistical") + ("" if metric.additive else ", not additive")
+
+
+def _meaning(metric: Metric) -> str:
+    needs = "" if metric.needs in (Needs.NOTHING, Needs.DEVICE) else f" Needs {metric.needs}."
+    return metric.meaning + needs
 
 
 # Pieces -------------------------------------------------------------------------------------------------------
@@ -133,8 +149,8 @@ def metrics(*, width: int, colour: bool) -> str:
 def _header(page: _Page, sides: Sequence[tuple[str, TraceSummary]]) -> None:
     for label, found in sides:
         what = Text.assemble(
-            (f"{label}  " if label else "", "bold"),
-            (found.source, "cyan"),
+            (f"{words.clean(label)}  " if label else "", "bold"),
+            (words.clean(found.source), "cyan"),
             f"  {words.plural(found.event_count, 'event')}, {words.plural(found.step_count, 'step')},"
             f" {words.plural(len(found.paths) - 2, 'range')}",
         )
@@ -143,7 +159,7 @@ def _header(page: _Page, sides: Sequence[tuple[str, TraceSummary]]) -> None:
     text = Text("health ", style="dim")
     for number, (label, found) in enumerate(sides):
         text.append(", " if number else "")
-        text.append(f"{label} " if label else "")
+        text.append(f"{words.clean(label)} " if label else "")
         text.append(found.health.verdict, style=_HEALTH_STYLES[found.health.verdict])
         text.append(_worst(found.health))
     page.add(text)
@@ -154,7 +170,7 @@ def _worst(health: Health) -> str:
     if not grave:
         return ""
     more = f" (and {words.plural(len(grave) - 1, 'more finding')})" if len(grave) > 1 else ""
-    return f": {grave[0].message}{more}"
+    return f": {words.clean(grave[0].message)}{more}"
 
 
 def _where(page: _Page, sides: Sequence[TraceSummary]) -> None:
@@ -162,9 +178,9 @@ def _where(page: _Page, sides: Sequence[TraceSummary]) -> None:
     differing = differences(environments)
     shared = {name: value for name, value in environments[0].items() if name not in differing}
     told = [f"{name} {value}" if name != "gpu" else value for name, value in shared.items() if name != "schemaVersion"]
-    page.add(Text.assemble(("captured on ", "dim"), ", ".join(told[:_SETTINGS]) or "an unknown machine"))
+    page.add(Text.assemble(("captured on ", "dim"), words.clean(", ".join(told[:_SETTINGS])) or "an unknown machine"))
     for name, values in differing.items():
-        page.add(Text.assemble(("differs ", "yellow"), f"{name}: {' -> '.join(values)}"))
+        page.add(Text.assemble(("differs ", "yellow"), words.clean(f"{name}: {' -> '.join(values)}")))
 
 
 def _draw_summary(page: _Page, found: TraceSummary, table: SummaryTable) -> None:
@@ -177,7 +193,8 @@ def _draw_summary(page: _Page, found: TraceSummary, table: SummaryTable) -> None
         max(len(heading), *(len(cell) for cell in cells)) for heading, cells in zip(headings, columns, strict=True)
     ]
     longest = max(2 * line.depth + len(line.path[-1]) for line in table.lines)
-    name_width = min(max(longest, len("range") + 14), max(_NARROWEST_NAME, page.width - sum(widths) - 2 * len(widths)))
+    narrowest = min(_NARROWEST_NAME, max(len("range (per trace)"), page.width * 2 // 5))
+    name_width = min(max(longest, len("range") + 14), max(narrowest, page.width - sum(widths) - 2 * len(widths)))
     shown = len(widths)
     while shown > 1 and name_width + sum(widths[:shown]) + 2 * shown > page.width:
         shown -= 1
@@ -186,7 +203,7 @@ def _draw_summary(page: _Page, found: TraceSummary, table: SummaryTable) -> None
     for heading in headings[:shown]:
         drawn.add_column(heading, justify="right", no_wrap=True)
     for line in table.lines:
-        indent = "  " * line.depth
+        indent = " " * min(2 * line.depth, name_width // 2)
         name = indent + words.shorten(line.path[-1], max(8, name_width - len(indent)))
         drawn.add_row(Text(name, style=_share_style(line.weight)), *line.cells[:shown])
     page.add(drawn)
@@ -212,7 +229,11 @@ def _draw_diff(page: _Page, found: TraceDiff, sections: Sequence[DiffSection]) -
         for name, line in zip(names, lines, strict=True)
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    page.add(_aligned(rows[0], widths, ["dim"] * len(widths)))
+    wide = 2 + sum(widths) + 2 * (len(widths) - 1) <= page.width
+    if wide:
+        page.add(_aligned(rows[0], widths, ["dim"] * len(widths)))
+    else:
+        page.add(Text(f"metric: {' -> '.join(labels)}", style="dim"))
     cells = iter(rows[1:])
     for section in sections:
         page.add(_section_title(page, section))
@@ -222,13 +243,13 @@ def _draw_diff(page: _Page, found: TraceDiff, sections: Sequence[DiffSection]) -
                 "",
                 *(style for good in line.good for style in (_GOOD_STYLES[good], _GOOD_STYLES[good] or "dim")),
             ]
-            text = _aligned(next(cells), widths, styles)
+            text = _aligned(next(cells), widths, styles) if wide else _stacked(next(cells), styles)
             cause = Text(line.causes, style="dim")
-            if line.causes and text.cell_len + len(line.causes) + 2 <= page.width:
+            if wide and line.causes and text.cell_len + len(line.causes) + 2 <= page.width:
                 page.add(Text.assemble(text, "  ", cause))
             else:
                 text.rstrip()
-                page.add(text)
+                page.add(text if wide else Padding(text, (0, 0, 0, 2)))
                 if line.causes:
                     page.add(Padding(cause, (0, 0, 0, 6)))
 
@@ -242,8 +263,18 @@ def _section_title(page: _Page, section: DiffSection) -> Text:
     if section.fate:
         title.append(f"  {section.fate}", style=_STATUS_STYLES[section.status])
     if section.note:
-        title.append(f"  ({section.note})", style="dim")
+        title.append(f"  ({words.clean(section.note)})", style="dim")
     return title
+
+
+def _stacked(cells: Sequence[str], styles: Sequence[str]) -> Text:
+    """A line for a page that is too narrow for columns: `h2d_copies a call: 17 -> 2 x0.118`."""
+    text = Text(f"{cells[0]}: {cells[1]}")
+    for number in range(2, len(cells), 2):
+        text.append(" -> ", style="dim")
+        text.append(cells[number], style=styles[number])
+        text.append(f" {cells[number + 1]}" if cells[number + 1] else "", style=styles[number + 1])
+    return text
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int], styles: Sequence[str]) -> Text:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tracetool.differ import Cell
 
 _SPECIAL = re.compile(r"[\\*/]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _TIMES = (("s", 10**9), ("ms", 10**6), ("us", 10**3))
 
@@ -30,7 +31,9 @@ def number(value: float | Fraction, unit: Unit) -> str:
 
 def _count(value: float | Fraction) -> str:
     exact = Fraction(value)
-    return f"{int(exact):,}" if exact.denominator == 1 else f"{float(exact):,.2f}"
+    if exact.denominator == 1:
+        return f"{int(exact):,}"
+    return f"{float(exact):,.2f}" if abs(exact) >= Fraction(1, 10) else f"{float(exact):.2g}"
 
 
 def _bytes(value: float) -> str:
@@ -83,9 +86,14 @@ def path_text(path: Sequence[str]) -> str:
     return "/".join(_SPECIAL.sub(r"\\\g<0>", name) for name in path)
 
 
+def clean(text: str) -> str:
+    """A name on one line, without characters that would steer a terminal (names in traces hold anything)."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
+
+
 def shorten(text: str, width: int) -> str:
     """A long name with its middle left out: kernels differ at both ends."""
-    text = " ".join(text.split())
+    text = clean(text)
     if len(text) <= width:
         return text
     tail = max(1, (width - 3) // 3)
@@ -98,6 +106,6 @@ def plural(count: int, noun: str) -> str:
 
 
 def pattern_of(path: Sequence[str]) -> str:
-    """A `--range` pattern that fits just this path, with or without the profiler's steps."""
+    """A `--range` pattern that fits this path, with or without the profiler's steps, and that can be typed."""
     bare = [name for name in path if name != STEP] or list(path)
-    return "/" + "/".join(_SPECIAL.sub(r"\\\g<0>", name) for name in bare)
+    return "/" + "/".join(_CONTROL.sub("*", _SPECIAL.sub(r"\\\g<0>", name)) for name in bare)
