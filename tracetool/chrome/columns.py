@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +40,9 @@ _MEMORY_EVENT = "[memory]"
 
 _LARGEST = 2**62
 """Times and numbers beyond this are no measurements; staying below it keeps sums of two inside int64."""
+
+_DIGITS = 20
+_EXACTLY = Context(prec=100)
 
 _INSTANTS = (Category.FLOW_START, Category.FLOW_END, Category.MEMORY)
 _FLOWS = (Category.FLOW_START, Category.FLOW_END)
@@ -213,22 +216,21 @@ class ColumnBuilder:
 
     def _numbers(self, values: list[Any]) -> IntArray:
         """Whole numbers from whatever stands in the file; `NO_ID` where there is none."""
-        try:
-            numbers = np.array(values, dtype=np.int64)
-        except (TypeError, ValueError, OverflowError):
-            return np.array([self._number(value) for value in values], dtype=np.int64)
-        if np.any((np.abs(numbers) >= _LARGEST) & (numbers != NO_ID)):
-            return np.array([self._number(value) for value in values], dtype=np.int64)
-        return numbers
+        if set(map(type, values)) <= {int}:
+            try:
+                numbers = np.array(values, dtype=np.int64)
+            except OverflowError:
+                pass
+            else:
+                if not np.any((np.abs(numbers) >= _LARGEST) & (numbers != NO_ID)):
+                    return numbers
+        return np.array([self._number(value) for value in values], dtype=np.int64)
 
     def _number(self, value: object) -> int:
         if value is None or value == NO_ID:
             return NO_ID
-        try:
-            number = int(Decimal(str(value)))
-        except (InvalidOperation, ValueError, OverflowError):
-            number = _LARGEST
-        if -_LARGEST < number < _LARGEST:
+        number = _whole(value)
+        if number is not None:
             return number
         self.bad_numbers += 1
         return NO_ID
@@ -242,6 +244,26 @@ class ColumnBuilder:
                 size = _BYTES_OF_DTYPE.get(str(args.dtype).lower().split("_")[0], 0)
                 out[row] = max(0, int(elements.max())) * size
         return out
+
+
+def _whole(value: object) -> int | None:
+    """A whole number, also where it is written as text or as 7.0; None for anything else."""
+    if not isinstance(value, int | float | str) or isinstance(value, bool):
+        return None
+    number = _decimal(str(value))
+    if number is None or number != number.to_integral_value():
+        return None
+    return int(number) if -_LARGEST < number < _LARGEST else None
+
+
+def _decimal(text: str) -> Decimal | None:
+    """What a text says in decimal, None where it says no number or one beyond all measure."""
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return None
+    # Beyond this many digits before the point, making it an int could take all time and memory.
+    return number if number.is_finite() and number.adjusted() < _DIGITS else None
 
 
 def _plain(value: int | str | None) -> int | str:
@@ -258,7 +280,7 @@ def _nanoseconds(texts: Sequence[msgspec.Raw]) -> tuple[IntArray, BoolArray]:
     multiplied; what is finer than a nanosecond is rounded, half to even.
     """
     joined = b"\n".join(texts) + b"\n" if texts else b""
-    if not joined.translate(None, b"0123456789.\n"):
+    if joined.count(b"\n") == len(texts) and not joined.translate(None, b"0123456789.\n"):
         data = np.frombuffer(joined, dtype=np.uint8)
         newline = np.flatnonzero(data == ord("\n"))
         dot = np.flatnonzero(data == ord("."))
@@ -267,10 +289,8 @@ def _nanoseconds(texts: Sequence[msgspec.Raw]) -> tuple[IntArray, BoolArray]:
         decimals[of_text] = newline[of_text] - dot - 1
         digits = np.diff(newline, prepend=-1) - 1
         digits[of_text] -= 1
-        plain = (
-            len(newline) == len(texts)
-            and bool(np.all(of_text[1:] > of_text[:-1]))
-            and bool(np.all((digits > 0) & (decimals <= 3) & (digits - decimals <= 15)))
+        plain = bool(np.all(of_text[1:] > of_text[:-1])) and bool(
+            np.all((digits > 0) & (decimals <= 3) & (digits - decimals <= 15))
         )
         if plain:
             whole = np.fromstring(joined.translate(None, b"."), dtype=np.int64, sep="\n")
@@ -286,8 +306,10 @@ def _nanoseconds_one_by_one(texts: Iterable[msgspec.Raw]) -> tuple[IntArray, Boo
 
 def _nanosecond(text: bytes) -> int | None:
     try:
-        exact = Decimal(text.decode().strip('"')) * 1000
-        value = int(exact.to_integral_value(ROUND_HALF_EVEN))
-    except (InvalidOperation, ValueError, OverflowError):
+        number = _decimal(text.decode().strip('"'))
+    except UnicodeDecodeError:
         return None
+    if number is None:
+        return None
+    value = int(number.scaleb(3, _EXACTLY).to_integral_value(ROUND_HALF_EVEN))
     return value if -_LARGEST < value < _LARGEST else None
