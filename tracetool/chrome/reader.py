@@ -11,7 +11,7 @@ import msgspec
 from tracetool.chrome.columns import ColumnBuilder
 from tracetool.chrome.decode import LenientDecoder, MalformedError, decode_strict
 from tracetool.chrome.mend import mend
-from tracetool.chrome.scan import HeadScanner, NoEventsError, exact_edges, likely_ends
+from tracetool.chrome.scan import BOM, HeadScanner, NoEventsError, closes, exact_edges, likely_ends
 from tracetool.chrome.source import open_bytes
 from tracetool.errors import TraceReadError
 from tracetool.events import ReadReport, Trace
@@ -103,16 +103,17 @@ class _TraceReader:
         is_list = not head.strip()
         unfinished = bool(self._text.buffer.strip(b", \t\r\n"))
         truncated = self._text.cut_gzip or (not closed and (unfinished or not is_list))
-        metadata, whole = ({}, True) if is_list else _metadata(head, tail, closed=closed)
+        around = _Around({}, malformed=bool(tail.strip())) if is_list else _read_around(head, tail, closed=closed)
         columns, lenient = self._columns, self._lenient
         return Trace(
             path=self._path,
             events=columns.table(),
-            metadata=metadata,
+            metadata=around.metadata,
             report=ReadReport(
-                truncated=truncated or not whole,
+                truncated=truncated or around.cut,
                 unclosed_list=is_list and not closed and not truncated,
-                replaced_text=lenient.replaced_text,
+                malformed_metadata=around.malformed and not truncated,
+                replaced_text=lenient.replaced_text + around.replaced,
                 dropped_events=lenient.dropped_events + columns.dropped_events,
                 bad_numbers=columns.bad_numbers,
                 bad_durations=columns.bad_durations,
@@ -128,7 +129,7 @@ class _TraceReader:
             if text.ended:
                 raise NoEventsError(_why_no_events(text))
             text.grow()
-        head = bytes(text.buffer[:begin])
+        head = bytes(text.buffer[:begin]).removeprefix(BOM)
         text.drop(begin)
         return head
 
@@ -143,9 +144,19 @@ class _TraceReader:
                 if taken.closed:
                     return True
             if text.ended:
-                text.drop(min(1, len(text.buffer)))
+                self._take_last()
                 return False
             text.grow()
+
+    def _take_last(self) -> None:
+        """Take what stands at the end of a list that is not closed, if it is a whole event."""
+        rest = bytes(self._text.buffer[1:])
+        try:
+            self._columns.add(decode_strict(memoryview(b"[" + rest + b"]")))
+        except MalformedError:
+            self._text.buffer = bytearray(rest)
+        else:
+            self._text.buffer = bytearray()
 
     def _take_likely(self) -> _Taken | None:
         """Try the places where events usually end: that it decodes proves that it is one."""
@@ -191,14 +202,32 @@ def _why_no_events(text: _Text) -> str:
     return "ends before its 'traceEvents': it is cut off, or no Chrome trace"
 
 
-def _metadata(head: bytes, tail: bytes, *, closed: bool) -> tuple[dict[str, Any], bool]:
-    """The top-level keys of the file but the events, and whether the text around the events is whole."""
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What the text around the events holds."""
+
+    metadata: dict[str, Any]
+    cut: bool = False
+    malformed: bool = False
+    replaced: int = 0
+
+
+def _read_around(head: bytes, tail: bytes, *, closed: bool) -> _Around:
+    """The top-level keys of the file but the events."""
     text = head + b"[]" + (tail if closed else b"}")
-    for attempt, whole in ((text, closed), (mend(text)[0], closed), (head + b"[]}", False)):
-        try:
-            found = msgspec.json.decode(attempt, type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            continue
-        found.pop("traceEvents", None)
-        return found, whole
-    return {}, False
+    mended, replaced = mend(text)
+    if (found := _keys(text)) is not None:
+        return _Around(found, cut=not closed)
+    if (found := _keys(mended)) is not None:
+        return _Around(found, cut=not closed, replaced=replaced)
+    whole = closed and closes(text)
+    return _Around(_keys(head + b"[]}") or {}, cut=not whole, malformed=whole)
+
+
+def _keys(text: bytes) -> dict[str, Any] | None:
+    try:
+        found = msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    found.pop("traceEvents", None)
+    return found
