@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import msgspec
     import numpy.typing as npt
 
-    from tracetool.chrome.decode import Event
+    from tracetool.chrome.decode import Args, Event
     from tracetool.events import BoolArray, IntArray
 
     Kinds = npt.NDArray[np.int8]
@@ -40,6 +40,9 @@ _MEMORY_EVENT = "[memory]"
 
 _LARGEST = 2**62
 """Times and numbers beyond this are no measurements; staying below it keeps sums of two inside int64."""
+
+_LARGEST_AMOUNT = 2**53
+"""Durations (ns; this is a hundred days) and sizes beyond this are no measurements; thousands of them add up."""
 
 _DIGITS = 20
 _EXACTLY = Context(prec=100)
@@ -191,7 +194,7 @@ class ColumnBuilder:
             end=start + self._durations(events, kind),
             correlation=self._numbers(ids),
             external_id=self._either([a.external_id for a in args], [a.old_external_id for a in args]),
-            bytes=self._either([a.bytes for a in args], [a.allocated_bytes for a in args]),
+            bytes=self._sizes(args),
             collective_bytes=self._collectives(events, kind),
             line=np.array([-1 if a.line is None else names[str(a.line)] for a in args], dtype=np.int32),
             cache_hit=np.array([a.cache_hit is True for a in args], dtype=np.bool_),
@@ -205,7 +208,7 @@ class ColumnBuilder:
         values, readable = _nanoseconds(
             [event.dur for event, skip in zip(events, instant.tolist(), strict=True) if not skip]
         )
-        usable = readable & (values >= 0)
+        usable = readable & (values >= 0) & (values <= _LARGEST_AMOUNT)
         self.bad_durations += int(np.count_nonzero(~usable))
         duration[lasting] = np.where(usable, values, 0)
         return duration
@@ -235,14 +238,27 @@ class ColumnBuilder:
         self.bad_numbers += 1
         return NO_ID
 
+    def _sizes(self, args: list[Args]) -> IntArray:
+        """Bytes of copies and memsets, and of allocations, which alone may be negative."""
+        copied = self._numbers([a.bytes for a in args])
+        allocated = self._numbers([a.allocated_bytes for a in args])
+        bad = (copied != NO_ID) & ((copied < 0) | (copied > _LARGEST_AMOUNT))
+        bad_too = (allocated != NO_ID) & (np.abs(allocated) > _LARGEST_AMOUNT)
+        self.bad_numbers += int(np.count_nonzero(bad)) + int(np.count_nonzero(bad_too))
+        copied[bad] = NO_ID
+        allocated[bad_too] = NO_ID
+        return np.where(copied == NO_ID, allocated, copied)
+
     def _collectives(self, events: list[Event], kind: Kinds) -> IntArray:
         out = np.full(len(events), NO_ID, dtype=np.int64)
         for row, event in enumerate(events):
             args = event.args
             if args.collective is not None and kind[row] == Category.KERNEL:
-                elements = self._numbers([args.elements_in, args.elements_out])
+                elements = int(self._numbers([args.elements_in, args.elements_out]).max())
                 size = _BYTES_OF_DTYPE.get(str(args.dtype).lower().split("_")[0], 0)
-                out[row] = max(0, int(elements.max())) * size
+                usable = 0 <= elements * size <= _LARGEST_AMOUNT and (size > 0 or elements <= 0)
+                self.bad_numbers += elements != NO_ID and not usable
+                out[row] = elements * size if usable else 0
         return out
 
 
