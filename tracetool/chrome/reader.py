@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
+from isal.igzip_lib import IsalError
 
 from tracetool.chrome.columns import ColumnBuilder
 from tracetool.chrome.decode import LenientDecoder, MalformedError, decode_strict
@@ -42,7 +43,7 @@ def read(path: str, *, chunk_bytes: int = CHUNK_BYTES, progress: Callable[[int],
             return _TraceReader(path, _Text(source, chunk_bytes, progress)).read()
     except NoEventsError as error:
         raise TraceReadError(f"{path} {error}") from None
-    except (zlib.error, OSError, MemoryError) as error:
+    except (zlib.error, IsalError, OSError, MemoryError) as error:
         raise TraceReadError(f"{path} cannot be read: {error or 'out of memory'}") from None
 
 
