@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import msgspec
 from isal.igzip_lib import IsalError
@@ -26,6 +26,8 @@ CHUNK_BYTES = 2 << 20
 LARGEST_PIECE = 256 << 20
 """A single event, or all that stands before or after the events, may be this large; more is refused."""
 
+_UNREADABLE: tuple[type[Exception], ...] = (zlib.error, cast("type[Exception]", IsalError), OSError, MemoryError)
+
 
 def read(path: str, *, chunk_bytes: int = CHUNK_BYTES, progress: Callable[[int], object] | None = None) -> Trace:
     """Read a Chrome trace.
@@ -43,7 +45,7 @@ def read(path: str, *, chunk_bytes: int = CHUNK_BYTES, progress: Callable[[int],
             return _TraceReader(path, _Text(source, chunk_bytes, progress)).read()
     except NoEventsError as error:
         raise TraceReadError(f"{path} {error}") from None
-    except (zlib.error, IsalError, OSError, MemoryError) as error:
+    except _UNREADABLE as error:
         raise TraceReadError(f"{path} cannot be read: {error or 'out of memory'}") from None
 
 
