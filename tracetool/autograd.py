@@ -2,7 +2,8 @@
 
 Rule 3 of the design: T is an autograd thread of caller C when `fwdbwd` flows lead from C to T. Where flows come
 from several callers, the one whose flow arrived last is the caller. Where flows lead both ways between two
-threads, the direction with more of them counts.
+threads, the direction with more of them counts. What is left equal is decided by pid and tid, the lower is the
+caller, so that the order of the file does not matter.
 """
 
 from __future__ import annotations
@@ -84,12 +85,13 @@ def _by_flows(events: EventTable) -> AutogradThreads:
         if sources.get((pid, flow), thread) != thread
     ]
     counts = Counter((caller, thread) for thread, _, caller in found)
-    found = [
-        (thread, arrival, caller)
-        for thread, arrival, caller in found
-        if (counts[caller, thread], -caller) > (counts[thread, caller], -thread)
-    ]
-    return _sorted(found)
+    rank = _ranks(events)
+    callers: dict[tuple[int, int], int] = {}
+    for thread, arrival, caller in found:
+        if (counts[caller, thread], -rank[caller]) > (counts[thread, caller], -rank[thread]):
+            other = callers.setdefault((thread, arrival), caller)
+            callers[thread, arrival] = min(caller, other, key=rank.__getitem__)
+    return _sorted([(thread, arrival, caller) for (thread, arrival), caller in callers.items()])
 
 
 def _by_wrappers(events: EventTable) -> AutogradThreads:
@@ -105,12 +107,13 @@ def _by_wrappers(events: EventTable) -> AutogradThreads:
     step_names = np.array([step_number(name) is not None for name in events.names], dtype=np.bool_)
     ranges = events.of(Category.RANGE)
     steps = Counter(events.thread[ranges[step_names[events.name[ranges]]]].tolist())
+    rank = _ranks(events)
     found = []
     for thread in np.unique(threads[wrapper]).tolist():
         peers = [other for other in (steps or busiest) if pids[other] == pids[thread]]
         if not peers:
             continue
-        caller = max(peers, key=lambda other: ((steps or busiest)[other], -other))
+        caller = max(peers, key=lambda other: ((steps or busiest)[other], -rank[other]))
         if caller != thread:
             found.append((thread, 0, caller))
     return _sorted(found)
@@ -130,6 +133,15 @@ def _inside(lane: IntArray, start: IntArray, end: IntArray, container: BoolArray
 def _pid_numbers(events: EventTable) -> IntArray:
     pids = {pid: number for number, pid in enumerate(dict.fromkeys(t.pid for t in events.threads))}
     return np.array([pids[thread.pid] for thread in events.threads], dtype=np.int64)
+
+
+def _ranks(events: EventTable) -> list[int]:
+    """Each thread's place when they are sorted by pid and tid, numbers before text."""
+    keys = [(isinstance(t.pid, str), t.pid, isinstance(t.tid, str), t.tid) for t in events.threads]
+    rank = [0] * len(keys)
+    for place, thread in enumerate(sorted(range(len(keys)), key=keys.__getitem__)):
+        rank[thread] = place
+    return rank
 
 
 def _sorted(found: list[tuple[int, int, int]]) -> AutogradThreads:

@@ -127,6 +127,8 @@ class ReadReport:
     """The file ends before its JSON or its gzip does."""
     unclosed_list: bool = False
     """A bare list without its closing bracket, which Chrome's format allows."""
+    malformed_metadata: bool = False
+    """The text around the events is no usable JSON, so that what the file says of itself is not known."""
     replaced_text: int = 0
     """Pieces of the file that were invalid JSON (bad bytes, control characters, NaN) and were mended."""
     dropped_events: int = 0

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 STEP = "ProfilerStep"
-_STEP_NUMBER = re.compile(r"ProfilerStep#(\d+)")
+_STEP_NUMBER = re.compile(r"ProfilerStep#([0-9]{1,18})")
 
 
 @dataclass(frozen=True, slots=True)

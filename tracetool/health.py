@@ -83,6 +83,13 @@ def _of_reading(report: ReadReport) -> Iterator[Finding]:
             "The list of events is not closed: Chrome's format allows it, but a file cut between two events looks "
             "the same.",
         )
+    if report.malformed_metadata:
+        yield _warning(
+            "malformed_metadata",
+            1,
+            "The text around the list of events is not the JSON that it should be: what the file says of its "
+            "devices and versions is not known.",
+        )
     if count := report.dropped_events:
         yield _warning(
             "dropped_events",

@@ -201,10 +201,15 @@ def _adopt(
     caller = callers.caller_at(thread[top], start[top])
     top, caller = top[caller >= 0], caller[caller >= 0]
     found, _ = _locate(opened, callers, via, caller, start[top])
-    # A parent starts earlier (or is the earlier of two that start together), so no range contains itself.
-    older = (found >= 0) & ((start[found] < start[top]) | ((start[found] == start[top]) & (found < top)))
-    parent[top[older]] = found[older]
-    via[top[older]] = True
+    top, found = top[found >= 0], found[found >= 0]
+    earlier = start[found] < start[top]
+    parent[top[earlier]] = found[earlier]
+    via[top[earlier]] = True
+    # Where threads call each other in a circle, ranges that start together could be within themselves.
+    for child, holder in zip(top[~earlier].tolist(), found[~earlier].tolist(), strict=True):
+        if not _is_within(parent, holder, child):
+            parent[child] = holder
+            via[child] = True
     if via.any():
         own = np.where(via, -1, parent).tolist()
         flags = via.tolist()
@@ -212,6 +217,13 @@ def _adopt(
             flags[i] = flags[i] or (up >= 0 and flags[up])
         via = np.array(flags, dtype=np.bool_)
     return via
+
+
+def _is_within(parent: IntArray, node: int, holder: int) -> bool:
+    """Whether a node is another, or one of its descendants."""
+    while node >= 0 and node != holder:
+        node = int(parent[node])
+    return node >= 0
 
 
 def _folded(events: EventTable, raw_name: IntArray, thread: IntArray, folds: Sequence[Fold]) -> list[str]:
@@ -227,12 +239,16 @@ def _paths(names: list[str], parent: IntArray, start: IntArray) -> tuple[IntArra
     numbers: dict[tuple[int, str], int] = {}
     path = [-1] * len(names)
     parents = parent.tolist()
-    # Parents first: they start earlier, or come first in the table.
-    for i in np.lexsort((np.arange(len(start)), start)).tolist():
-        up = path[parents[i]] if parents[i] >= 0 else -1
-        number = numbers.setdefault((up, names[i]), len(tree.name))
-        if number == len(tree.name):
-            tree.parent.append(up)
-            tree.name.append(names[i])
-        path[i] = number
+    for first in np.lexsort((np.arange(len(start)), start)).tolist():
+        # A parent comes earlier, unless it starts at the same moment on another thread.
+        waiting = [first] if path[first] < 0 else []
+        while waiting and parents[waiting[-1]] >= 0 and path[parents[waiting[-1]]] < 0:
+            waiting.append(parents[waiting[-1]])
+        for i in reversed(waiting):
+            up = path[parents[i]] if parents[i] >= 0 else -1
+            number = numbers.setdefault((up, names[i]), len(tree.name))
+            if number == len(tree.name):
+                tree.parent.append(up)
+                tree.name.append(names[i])
+            path[i] = number
     return np.array(path, dtype=np.int64), tree

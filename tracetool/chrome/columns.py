@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,8 +38,13 @@ _NO_CATEGORY = -2
 _MEMORY_EVENT = "[memory]"
 
 _LARGEST = 2**62
-_DIGITS = 19
 """Times and numbers beyond this are no measurements; staying below it keeps sums of two inside int64."""
+
+_LARGEST_AMOUNT = 2**53
+"""Durations (ns; this is a hundred days) and sizes beyond this are no measurements; thousands of them add up."""
+
+_DIGITS = 20
+_EXACTLY = Context(prec=100)
 
 _INSTANTS = (Category.FLOW_START, Category.FLOW_END, Category.MEMORY)
 _FLOWS = (Category.FLOW_START, Category.FLOW_END)
@@ -236,8 +241,12 @@ class ColumnBuilder:
 
     def _take_sparse(self, args: list[Args], kind: Kinds) -> None:
         sized = np.flatnonzero(is_any(kind, Category.MEMCPY, Category.MEMSET, Category.MEMORY))
-        sizes = [args[row].bytes if kind[row] != Category.MEMORY else args[row].allocated_bytes for row in sized]
-        self._keep_sparse("bytes", sized, self._numbers(sizes))
+        memory = kind[sized] == Category.MEMORY
+        amounts = [
+            args[row].allocated_bytes if allocated else args[row].bytes
+            for row, allocated in zip(sized.tolist(), memory.tolist(), strict=True)
+        ]
+        self._keep_sparse("bytes", sized, self._sizes(self._numbers(amounts), memory))
         collectives = [
             row for row in np.flatnonzero(kind == Category.KERNEL).tolist() if args[row].collective is not None
         ]
@@ -283,30 +292,40 @@ class ColumnBuilder:
         values, readable = _nanoseconds(
             [event.dur for event, lasts in zip(events, lasting.tolist(), strict=True) if lasts]
         )
-        usable = readable & (values >= 0)
+        usable = readable & (values >= 0) & (values <= _LARGEST_AMOUNT)
         self.bad_durations += int(np.count_nonzero(~usable))
         duration[lasting] = np.where(usable, values, 0)
         return duration
 
+    def _sizes(self, sizes: IntArray, allocated: BoolArray) -> IntArray:
+        """Bytes of copies, of memsets and of allocations, which alone may be negative."""
+        bad = (sizes != NO_ID) & ((np.abs(sizes) > _LARGEST_AMOUNT) | ((sizes < 0) & ~allocated))
+        self.bad_numbers += int(np.count_nonzero(bad))
+        return np.where(bad, NO_ID, sizes)
+
     def _collective_bytes(self, args: Args) -> int:
-        elements = self._numbers([args.elements_in, args.elements_out])
+        elements = int(self._numbers([args.elements_in, args.elements_out]).max())
         size = _BYTES_OF_DTYPE.get(str(args.dtype).lower().split("_")[0], 0)
-        return max(0, int(elements.max())) * size
+        usable = 0 <= elements * size <= _LARGEST_AMOUNT and (size > 0 or elements <= 0)
+        self.bad_numbers += elements != NO_ID and not usable
+        return elements * size if usable else 0
 
     def _numbers(self, values: list[Any]) -> IntArray:
         """Whole numbers from whatever stands in the file; `NO_ID` where there is none."""
-        try:
-            numbers = np.array(values, dtype=np.int64)
-        except (TypeError, ValueError, OverflowError):
-            return np.array([self._number(value) for value in values], dtype=np.int64)
-        if np.any((np.abs(numbers) >= _LARGEST) & (numbers != NO_ID)):
-            return np.array([self._number(value) for value in values], dtype=np.int64)
-        return numbers
+        if set(map(type, values)) <= {int}:
+            try:
+                numbers = np.array(values, dtype=np.int64)
+            except OverflowError:
+                pass
+            else:
+                if not np.any((np.abs(numbers) >= _LARGEST) & (numbers != NO_ID)):
+                    return numbers
+        return np.array([self._number(value) for value in values], dtype=np.int64)
 
     def _number(self, value: object) -> int:
         if value is None or value == NO_ID:
             return NO_ID
-        number = _whole(str(value))
+        number = _whole(value)
         if number is None:
             self.bad_numbers += 1
             return NO_ID
@@ -333,7 +352,7 @@ def _nanoseconds(texts: Sequence[msgspec.Raw]) -> tuple[IntArray, BoolArray]:
     multiplied; what is finer than a nanosecond is rounded, half to even.
     """
     joined = b"\n".join(texts) + b"\n" if texts else b""
-    if not joined.translate(None, b"0123456789.\n"):
+    if joined.count(b"\n") == len(texts) and not joined.translate(None, b"0123456789.\n"):
         data = np.frombuffer(joined, dtype=np.uint8)
         newline = np.flatnonzero(data == ord("\n"))
         dot = np.flatnonzero(data == ord("."))
@@ -342,10 +361,8 @@ def _nanoseconds(texts: Sequence[msgspec.Raw]) -> tuple[IntArray, BoolArray]:
         decimals[of_text] = newline[of_text] - dot - 1
         digits = np.diff(newline, prepend=-1) - 1
         digits[of_text] -= 1
-        plain = (
-            len(newline) == len(texts)
-            and bool(np.all(of_text[1:] > of_text[:-1]))
-            and bool(np.all((digits > 0) & (decimals <= 3) & (digits - decimals <= 15)))
+        plain = bool(np.all(of_text[1:] > of_text[:-1])) and bool(
+            np.all((digits > 0) & (decimals <= 3) & (digits - decimals <= 15))
         )
         if plain:
             whole = np.fromstring(joined.translate(None, b"."), dtype=np.int64, sep="\n")
@@ -360,17 +377,31 @@ def _nanoseconds_one_by_one(texts: Iterable[msgspec.Raw]) -> tuple[IntArray, Boo
 
 
 def _nanosecond(text: bytes) -> int | None:
-    return _whole(text.decode("utf-8", "replace").strip('"'), scale=1000)
-
-
-def _whole(text: str, scale: int = 1) -> int | None:
-    """A decimal number times a scale, rounded to a whole one; None where it is no number, or beyond all sense."""
     try:
-        exact = Decimal(text) * scale
-    except (InvalidOperation, ValueError):
+        number = _decimal(text.decode().strip('"'))
+    except UnicodeDecodeError:
         return None
-    # The exponent first: to write 1e999999999 out would take hours.
-    if not exact.is_finite() or exact.adjusted() > _DIGITS:
+    if number is None:
         return None
-    value = int(exact.to_integral_value(ROUND_HALF_EVEN))
+    value = int(number.scaleb(3, _EXACTLY).to_integral_value(ROUND_HALF_EVEN))
     return value if -_LARGEST < value < _LARGEST else None
+
+
+def _whole(value: object) -> int | None:
+    """A whole number, also where it is written as text or as 7.0; None for anything else."""
+    if not isinstance(value, int | float | str) or isinstance(value, bool):
+        return None
+    number = _decimal(str(value))
+    if number is None or number != number.to_integral_value():
+        return None
+    return int(number) if -_LARGEST < number < _LARGEST else None
+
+
+def _decimal(text: str) -> Decimal | None:
+    """What a text says in decimal, None where it says no number or one beyond all measure."""
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return None
+    # Beyond this many digits before the point, making it an int could take all time and memory.
+    return number if number.is_finite() and number.adjusted() < _DIGITS else None

@@ -12,7 +12,7 @@ from tracetool.chrome.mend import mend
 from tracetool.events import NO_ID
 
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_NO_DURATION = msgspec.Raw(b"-0")
+_NO_TIME = msgspec.Raw(b"null")
 
 
 class Args(msgspec.Struct, gc=False, frozen=True):
@@ -43,8 +43,8 @@ class Event(msgspec.Struct, gc=False):
     name: str | None = None
     pid: int | str | None = None
     tid: int | str | None = None
-    ts: msgspec.Raw = _NO_DURATION
-    dur: msgspec.Raw = _NO_DURATION
+    ts: msgspec.Raw = _NO_TIME
+    dur: msgspec.Raw = _NO_TIME
     id: Any = None
     args: Args = NO_ARGS
 
@@ -147,7 +147,7 @@ def _track(value: object) -> int | str | None:
 
 
 def _raw(value: object) -> msgspec.Raw:
-    return _NO_DURATION if value is None else msgspec.Raw(str(value).encode("utf-8", "replace"))
+    return _NO_TIME if value is None else msgspec.Raw(str(value).encode("utf-8", "replace"))
 
 
 def _coerce_args(args: dict[str, Any]) -> Args:

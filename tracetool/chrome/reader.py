@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import msgspec
+from isal.igzip_lib import IsalError
 
 from tracetool.chrome import halves
 from tracetool.chrome.columns import ColumnBuilder
 from tracetool.chrome.decode import LenientDecoder, MalformedError, decode_strict
 from tracetool.chrome.mend import mend
-from tracetool.chrome.scan import SPLIT_WINDOW, HeadScanner, NoEventsError, exact_edges, likely_ends, likely_split
+from tracetool.chrome.scan import (
+    BOM,
+    SPLIT_WINDOW,
+    HeadScanner,
+    NoEventsError,
+    closes,
+    exact_edges,
+    likely_ends,
+    likely_split,
+)
 from tracetool.chrome.source import open_bytes
 from tracetool.errors import TraceReadError
 from tracetool.events import ReadReport, Trace
@@ -25,6 +35,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20
 LARGEST_PIECE = 256 << 20
 """A single event, or all that stands before or after the events, may be this large; more is refused."""
+
+_UNREADABLE: tuple[type[Exception], ...] = (zlib.error, cast("type[Exception]", IsalError), OSError, MemoryError)
 
 
 def read(
@@ -53,7 +65,7 @@ def read(
                 return _TraceReader(path, Text(source, chunk_bytes, progress), helper).read()
     except NoEventsError as error:
         raise TraceReadError(f"{path} {error}") from None
-    except (zlib.error, OSError, MemoryError) as error:
+    except _UNREADABLE as error:
         raise TraceReadError(f"{path} cannot be read: {error or 'out of memory'}") from None
 
 
@@ -169,9 +181,19 @@ class EventReader:
                 if taken.closed:
                     return True
             if text.ended:
-                text.drop(min(1, len(text.buffer)))
+                self._take_last()
                 return False
             text.grow()
+
+    def _take_last(self) -> None:
+        """Take what stands at the end of a list that is not closed, if it is a whole event."""
+        rest = bytes(self._text.buffer[1:])
+        try:
+            self._columns.add(decode_strict(memoryview(b"[" + rest + b"]")))
+        except MalformedError:
+            self._text.buffer = bytearray(rest)
+        else:
+            self._text.buffer = bytearray()
 
     def _take_up_to_helper(self) -> bool:
         """Read up to where the helper began; says whether an event really ends there."""
@@ -240,16 +262,21 @@ class _TraceReader:
         found = EventReader(self._text, self._helper).read()
         is_list = not head.strip()
         truncated = found.cut_gzip or (not found.closed and (found.unfinished or not is_list))
-        metadata, whole = ({}, True) if is_list else _metadata(head, found.tail, closed=found.closed)
+        around = (
+            _Around({}, malformed=bool(found.tail.strip()))
+            if is_list
+            else _read_around(head, found.tail, closed=found.closed)
+        )
         columns = found.columns
         return Trace(
             path=self._path,
             events=columns.table(),
-            metadata=metadata,
+            metadata=around.metadata,
             report=ReadReport(
-                truncated=truncated or not whole,
+                truncated=truncated or around.cut,
                 unclosed_list=is_list and not found.closed and not truncated,
-                replaced_text=found.replaced_text,
+                malformed_metadata=around.malformed and not truncated,
+                replaced_text=found.replaced_text + around.replaced,
                 dropped_events=found.lenient_drops + columns.dropped_events,
                 bad_numbers=columns.bad_numbers,
                 bad_durations=columns.bad_durations,
@@ -265,7 +292,7 @@ class _TraceReader:
             if text.ended:
                 raise NoEventsError(_why_no_events(text))
             text.grow()
-        head = bytes(text.buffer[:begin])
+        head = bytes(text.buffer[:begin]).removeprefix(BOM)
         text.drop(begin)
         return head
 
@@ -276,14 +303,32 @@ def _why_no_events(text: Text) -> str:
     return "ends before its 'traceEvents': it is cut off, or no Chrome trace"
 
 
-def _metadata(head: bytes, tail: bytes, *, closed: bool) -> tuple[dict[str, Any], bool]:
-    """The top-level keys of the file but the events, and whether the text around the events is whole."""
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What the text around the events holds."""
+
+    metadata: dict[str, Any]
+    cut: bool = False
+    malformed: bool = False
+    replaced: int = 0
+
+
+def _read_around(head: bytes, tail: bytes, *, closed: bool) -> _Around:
+    """The top-level keys of the file but the events."""
     text = head + b"[]" + (tail if closed else b"}")
-    for attempt, whole in ((text, closed), (mend(text)[0], closed), (head + b"[]}", False)):
-        try:
-            found = msgspec.json.decode(attempt, type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            continue
-        found.pop("traceEvents", None)
-        return found, whole
-    return {}, False
+    if (found := _keys(text)) is not None:
+        return _Around(found, cut=not closed)
+    mended, replaced = mend(text)
+    if (found := _keys(mended)) is not None:
+        return _Around(found, cut=not closed, replaced=replaced)
+    whole = closed and closes(text)
+    return _Around(_keys(head + b"[]}") or {}, cut=not whole, malformed=whole)
+
+
+def _keys(text: bytes) -> dict[str, Any] | None:
+    try:
+        found = msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    found.pop("traceEvents", None)
+    return found

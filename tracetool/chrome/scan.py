@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["{}\[\]]', re.DOTALL)
 _BRACKETS_AND_COMMAS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["{}\[\],]', re.DOTALL)
-_OPENS_LIST = re.compile(rb"\s*:\s*(.)", re.DOTALL)
+_FOLLOWS_KEY = re.compile(rb"\s*(?:([^\s:])|:\s*(\S))")
 _LIKELY_SPLIT = re.compile(rb"\}\s*(,)\s*\{")
 _LIKELY_END = re.compile(rb"\}\s*(?:,\s*\{|\])")
 _CANDIDATES = 3
+BOM = b"\xef\xbb\xbf"
 _TAIL = 1 << 16
 
 SPLIT_WINDOW = 1 << 16
@@ -39,7 +40,7 @@ class HeadScanner:
             NoEventsError: the text is not JSON, or its `traceEvents` is not a list.
         """
         if self._depth == 0:
-            begin = len(text) - len(text.removeprefix(b"\xef\xbb\xbf").lstrip())
+            begin = len(text) - len(text.removeprefix(BOM).lstrip())
             if begin == len(text):
                 return None
             if text[begin : begin + 1] == b"[":
@@ -52,12 +53,13 @@ class HeadScanner:
             if found == b'"':
                 break
             if found == b'"traceEvents"' and self._depth == 1:
-                opens = _OPENS_LIST.match(text, token.end())
-                if opens is None:
+                follows = _FOLLOWS_KEY.match(text, token.end())
+                if follows is None:
                     break
-                if opens.group(1) != b"[":
+                if follows.group(2) == b"[":
+                    return follows.start(2)
+                if follows.group(2):
                     raise NoEventsError("has a 'traceEvents' that is not a list")
-                return opens.start(1)
             self._depth += _step(found)
             if self._depth == 0:
                 raise NoEventsError("is JSON without 'traceEvents': it is not a Chrome trace")
@@ -107,6 +109,16 @@ def exact_edges(text: bytes | bytearray, begin: int) -> Edges:
         if token == b"]":
             return Edges(ends, closed=True)
     return Edges(ends, closed=False)
+
+
+def closes(text: bytes) -> bool:
+    """Whether every bracket and quote that a text opens is closed."""
+    depth = 0
+    for match in _BRACKETS.finditer(text):
+        if match.group() == b'"':
+            return False
+        depth += _step(match.group())
+    return depth <= 0
 
 
 def _outermost(text: bytes | bytearray, begin: int) -> Iterator[tuple[int, bytes]]:
