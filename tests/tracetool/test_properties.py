@@ -65,7 +65,7 @@ def test_counts_equal_those_of_the_brute_force_counter(events):
 
 @pytest.mark.slow
 @MANY
-@given(events=traces(largest=80))
+@given(events=traces(largest=25))
 def test_counts_equal_those_of_the_brute_force_counter_thousands_of_times(events):
     equals_brute_force(events)
 
@@ -96,7 +96,7 @@ def test_shuffling_the_events_changes_nothing(events, order):
 
 @pytest.mark.slow
 @MANY
-@given(events=traces(largest=60), order=st.randoms())
+@given(events=traces(largest=25), order=st.randoms())
 def test_shuffling_the_events_changes_nothing_thousands_of_times(events, order):
     shuffled_is_the_same(events, order)
 
