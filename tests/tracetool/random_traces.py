@@ -45,7 +45,7 @@ COPY_NAMES = (
 
 moments = st.integers(0, 40)
 lengths = st.one_of(st.integers(0, 30), st.sampled_from([0, 1, 40]))
-ids = st.integers(1, 6)
+ids = st.integers(1, 5)
 external_ids = st.one_of(st.none(), ids)
 
 
@@ -114,18 +114,25 @@ def flows(draw, threads):
     ]
 
 
+def _some(kind, most):
+    """As many as chosen, since Hypothesis by itself keeps lists short."""
+    return st.integers(0, most).flatmap(lambda many: st.lists(kind, min_size=many, max_size=many))
+
+
 @st.composite
-def traces(draw, largest=30):
-    """The events of a trace, in any order, with exact times."""
+def traces(draw, largest=10):
+    """The events of a trace, in any order, with exact times: up to `largest` of each kind."""
     threads = THREADS[: draw(st.integers(1, len(THREADS)))]
-    work = st.one_of(
-        ranges, ranges, ops, calls, calls, kernels, copies, memsets, collectives, compiles, memory, ignored
-    )
-    events = draw(st.lists(work, max_size=largest))
-    links = draw(st.one_of(st.just([]), st.lists(flows(threads), max_size=6)))
+    device = st.one_of(kernels, kernels, copies, memsets, collectives)
+    others = st.one_of(compiles, memory, ignored)
+    events = draw(_some(ranges, largest)) + draw(_some(ops, largest // 2)) + draw(_some(calls, largest))
+    events += draw(_some(device, largest)) + draw(_some(others, largest // 3))
+    links = draw(st.one_of(st.just([]), _some(flows(threads), 6)))
     events += [{**end, "id": number} for number, pair in enumerate(links) for end in pair]
     events = [one if one["pid"] in (0, 1) or "tid" not in one else _on_one_of(threads, one) for one in events]
-    return [exact(one, draw_base) for draw_base in [draw(st.sampled_from([0, LATE]))] for one in events]
+    draw(st.randoms()).shuffle(events)
+    base = draw(st.sampled_from([0, LATE]))
+    return [exact(one, base) for one in events]
 
 
 def _on_one_of(threads, event):
