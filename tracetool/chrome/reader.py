@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from isal.igzip_lib import IsalError
@@ -28,6 +28,7 @@ from tracetool.errors import TraceReadError
 from tracetool.events import ReadReport, Trace
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Callable
 
     from tracetool.chrome.decode import Event
@@ -72,7 +73,7 @@ def read(
 class Text:
     """A growing, shrinking window on the text of a file."""
 
-    def __init__(self, source: BinaryIO, chunk_bytes: int, progress: Callable[[int], object] | None = None) -> None:
+    def __init__(self, source: io.BufferedReader[Any], chunk_bytes: int, progress: Callable[[int], object] | None = None) -> None:
         self.buffer = bytearray()
         self.ended = False
         self.cut_gzip = False
@@ -93,7 +94,8 @@ class Text:
             limit = LARGEST_PIECE >> 20
             raise NoEventsError(f"has a single event or header of more than {limit} MiB, which is refused")
         try:
-            chunk = self._source.read(self._chunk_bytes)
+            # What is there now: a wait for more can then be interrupted.
+            chunk = self._source.read1(self._chunk_bytes)
         except EOFError:
             chunk = b""
             self.cut_gzip = True

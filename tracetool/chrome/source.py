@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from isal import igzip_threaded
 
@@ -20,7 +21,7 @@ _BLOCK_BYTES = 512 * 1024
 
 
 @contextlib.contextmanager
-def open_bytes(path: str) -> Iterator[BinaryIO]:
+def open_bytes(path: str) -> Iterator[io.BufferedReader[Any]]:
     """Open a trace for reading; `-` is standard input. Gzip is undone in a thread beside the reader.
 
     Raises:
@@ -28,17 +29,37 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
     """
     with contextlib.ExitStack() as stack:
         if path == "-":
-            raw = io.BufferedReader(cast("Any", sys.stdin.buffer))
+            # Not through Python's own buffer, which goes on waiting for more when it is interrupted after a part.
+            raw = io.BufferedReader(cast("Any", getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)))
             stack.callback(raw.detach)
         else:
             raw = _open_file(path)
             stack.callback(raw.close)
-        if raw.peek(2)[:2] == GZIP_MAGIC:
-            plain = igzip_threaded.open(raw, "rb", block_size=_BLOCK_BYTES)  # type: ignore[no-untyped-call]
-            stack.callback(plain.close)
-            yield plain
-        else:
-            yield cast("BinaryIO", raw)
+        if raw.peek(2)[:2] != GZIP_MAGIC:
+            yield raw
+            return
+        # Of a pipe not in a thread: one that waits for more could not be ended.
+        plain = gzip.GzipFile(fileobj=_Pipe(raw)) if path == "-" else _undo_in_thread(raw)
+        stack.callback(plain.close)
+        yield cast("io.BufferedReader[Any]", plain)
+
+
+def _undo_in_thread(raw: io.BufferedReader[Any]) -> io.BufferedReader[Any]:
+    plain: io.BufferedReader[Any] = igzip_threaded.open(raw, "rb", block_size=_BLOCK_BYTES)  # type: ignore[no-untyped-call]
+    return plain
+
+
+class _Pipe(io.RawIOBase):
+    """What a pipe has at the moment, so that every wait for more of it can be interrupted."""
+
+    def __init__(self, source: io.BufferedReader[Any]) -> None:
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 (as the base class has it)
+        return self._source.readinto1(buffer)
 
 
 def _open_file(path: str) -> io.BufferedReader[Any]:
