@@ -231,7 +231,8 @@ def _emit(what: str, found: object, form: str, output: Path | None, view: View |
     if form == "terminal":
         to_terminal = output is None and sys.stdout is not None and sys.stdout.isatty()
         width = shutil.get_terminal_size((_WIDTH_OF_FILES, 24)).columns if output is None else _WIDTH_OF_FILES
-        settings = {"width": max(40, width), "colour": to_terminal and not os.environ.get("NO_COLOR")}
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        settings = {"width": max(40, width), "colour": to_terminal and not plain}
     write(renderer(*arguments, **settings), output)
 
 

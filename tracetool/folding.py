@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,9 @@ def user_fold(regex: str) -> Fold:
         SettingError: it is no regular expression, or matches nothing but the empty text.
     """
     try:
-        pattern = re.compile(regex)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a later Python may read otherwise, on standard error
+            pattern = re.compile(regex)
     except re.error as error:
         raise SettingError(f"the fold '{regex}' is no regular expression: {error}") from None
     if not regex or pattern.fullmatch(""):

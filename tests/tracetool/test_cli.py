@@ -488,7 +488,7 @@ def test_a_file_name_that_is_no_text(tmp_path, form):
 def in_a_terminal(*arguments, columns="100", **environment):
     """Standard output and standard error as a terminal of that width shows them."""
     leader, follower = pty.openpty()
-    settings = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS")}
+    settings = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "TERM")}
     child = subprocess.Popen(
         [sys.executable, "-m", "tracetool", *arguments],
         stdout=follower,
@@ -519,6 +519,7 @@ def test_colour_in_a_terminal_but_not_with_no_color(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     assert run("summary", PINNED)[1] == plain
     assert "\x1b[" in in_a_terminal("summary", PINNED, NO_COLOR="")
+    assert in_a_terminal("summary", PINNED, TERM="dumb") == plain
 
 
 def test_columns_decide_the_width(run, monkeypatch):
@@ -596,14 +597,15 @@ def test_no_standard_output_at_all():
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_ctrl_c_while_reading_a_slow_pipe(traces, pack):
     program = (
-        "import sys\n"
+        "import signal, sys\n"
+        # whoever started the tests in the background may have had SIGINT ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from tracetool import cli\n"
-        "from tracetool.chrome import source\n"
-        "whole = source.open_bytes\n"
+        "from tracetool.chrome import reader\n"
+        "whole = reader.open_bytes\n"
         "def opened(path):\n"
         "    print('reading', flush=True)\n"
         "    return whole(path)\n"
-        "import tracetool.chrome.reader as reader\n"
         "reader.open_bytes = opened\n"
         "sys.exit(cli.main(['summary', '-']))\n"
     )

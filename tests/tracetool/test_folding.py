@@ -38,6 +38,7 @@ def test_default_folds(name, folded):
         (r"(?<=layer_)\d+", "layer_3 of 4", "layer_* of 4"),
         (r"x", "nothing here", "nothing here"),
         (r"\\", "a\\b", "a*b"),
+        ("[[x]", "[layer", "*layer"),  # Python warns of this one
     ],
 )
 def test_what_a_users_fold_matches_becomes_a_star(regex, name, folded):
