@@ -2,7 +2,8 @@
 
 A range is lined up by its path without profiler steps. A range that has no twin there is lined up by its name
 alone where that is plain (one of that name left on each side), and says so. Numbers are compared per call of the
-range; where a side has no calls of it, per step; without steps, per trace.
+range; where a side has no calls of it, per step; without steps, per trace. How often a range itself ran is compared
+per step, without steps per call of the range around it, so that traces of different lengths compare.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from tracetool.folding import STEP
 from tracetool.metrics import METRICS, lookup
 from tracetool.ranges import BEFORE_WINDOW, NO_RANGE
 from tracetool.stats import Ratio, ratio_of_medians
+from tracetool.summary import TraceSummary, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tracetool.events import IntArray
-    from tracetool.summary import Path, TraceSummary
+    from tracetool.events import IntArray, Trace
+    from tracetool.summary import Path
 
 
 class Per(enum.StrEnum):
@@ -105,6 +107,7 @@ class Comparison:
     """One metric of one range over all sides. A cell is None where a side lacks the range or cannot hold the metric."""
 
     per: Per
+    """What the cells' samples are of; for `calls` a call is one of the range around."""
     baseline: Cell | None
     variants: tuple[Cell | None, ...]
     verdicts: tuple[Verdict, ...]
@@ -299,12 +302,22 @@ class TraceDiff:
             part is not None and side.summary.calls[list(part.rows)].sum()
             for side, part in zip(self.sides, parts, strict=True)
         )
+        if metric == "calls" and self._per is None and not self.stepped and self._nested(parts):
+            return Per.CALL
         per = self._per or (Per.CALL if called else Per.STEP)
         if per is Per.CALL and (metric == "calls" or not called or any(part and part.own_only for part in parts)):
             per = Per.STEP
         if per is Per.STEP and (not self.stepped or (self._per is not Per.STEP and self._outside(metric, parts))):
             per = Per.TRACE
         return per
+
+    def _nested(self, parts: tuple[_Part | None, ...]) -> bool:
+        """Whether the range lies in another on every side that has it: then that one's calls are what to count by."""
+        return all(
+            side.summary.parent(row) >= 0
+            for side, part in zip(self.sides, parts, strict=True)
+            for row in (part.rows if part is not None else ())
+        )
 
     def _outside(self, metric: str, parts: tuple[_Part | None, ...]) -> bool:
         """Whether a comparison per step would lose what lies outside the steps, and one per trace would not mislead.
@@ -324,7 +337,10 @@ class TraceDiff:
         if part is None or not summary.holds(metric):
             return None
         if per is Per.CALL:
-            samples = [summary.samples(metric, row, self.scope) for row in part.rows]
+            samples = [
+                summary.calls_within(row) if metric == "calls" else summary.samples(metric, row, self.scope)
+                for row in part.rows
+            ]
             return Cell(np.concatenate(samples))
         pieces = _scoped(part, self.scope, metric)
         if per is Per.STEP:
@@ -333,8 +349,8 @@ class TraceDiff:
 
 
 def diff(
-    baseline: TraceSummary,
-    *variants: TraceSummary,
+    baseline: TraceSummary | Trace,
+    *variants: TraceSummary | Trace,
     labels: Sequence[str] = (),
     scope: str = "total",
     per: Per | None = None,
@@ -342,7 +358,7 @@ def diff(
     """Compare one or more variants with a baseline.
 
     Args:
-        baseline: as `tracetool.summarize` gives it.
+        baseline: as `tracetool.summarize` gives it, or `tracetool.read`.
         *variants: likewise.
         labels: a name for each side; by default their file names.
         scope: `total` (a range and what is in it) or `self`.
@@ -352,7 +368,7 @@ def diff(
         SettingError: there is no variant, the labels are not one for each side, or `per` is `step` and a side has
             no steps.
     """
-    summaries = (baseline, *variants)
+    summaries = [side if isinstance(side, TraceSummary) else summarize(side) for side in (baseline, *variants)]
     if not variants:
         raise SettingError("a diff needs a baseline and at least one variant")
     if labels and len(labels) != len(summaries):

@@ -198,6 +198,17 @@ class TraceSummary:
             return np.empty(0, dtype=np.int64)
         return self._samples_by_row(metric, scope)[self._rows.run_slice(row)]
 
+    def calls_within(self, row: int) -> IntArray:
+        """How often a row's range ran in each call of the range around it; for a row without one: empty."""
+        around = self.parent(row)
+        if around < 0:
+            return np.empty(0, dtype=np.int64)
+        outer = self._rows.by_row[self._rows.run_slice(around)]
+        place = np.zeros(self.tally.runs, dtype=np.int64)
+        place[outer] = np.arange(len(outer))
+        inner = self._rows.by_row[self._rows.run_slice(row)]
+        return np.bincount(place[self.tally.ranges.parent[inner]], minlength=len(outer))
+
     def step_samples(self, metric: str, row: int, scope: str = "total") -> IntArray:
         """The metric of a row in each profiler step, in the order of the file; what lies outside steps is left out."""
         sums = np.zeros(self.step_count + 1, dtype=np.int64)

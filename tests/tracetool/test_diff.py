@@ -14,7 +14,7 @@ from tracetool.differ import Cell, Per, Status, Verdict
 from tracetool.errors import SettingError
 from tracetool.folding import STEP
 from tracetool.ranges import BEFORE_WINDOW, NO_RANGE, range_source
-from tracetool.render.tables import diff_sections
+from tracetool.render.tables import diff_table
 from tracetool.render.verdict import summary_verdict, verdict_of
 from tracetool.render.view import View
 
@@ -144,7 +144,7 @@ def test_a_range_whose_parent_was_renamed_is_lined_up_by_its_name_and_says_so(di
     }
     inner = rows(found)["old/inner"]
     assert (inner.status, inner.elsewhere) == (Status.SAME, (("new", "inner"),))
-    (section,) = [one for one in diff_sections(found, View(everything=True)) if one.path == ("old", "inner")]
+    (section,) = [one for one in diff_table(found, View(everything=True)).sections if one.path == ("old", "inner")]
     assert section.note == "lined up by its name with new/inner"
 
 
@@ -356,7 +356,7 @@ def test_counts_that_vary_from_call_to_call_show_least_median_and_most(diff):
     assert (cell.least, cell.median, cell.most, cell.sum, cell.count) == (1, 1.0, 4, 6, 3)
     (line,) = [
         line
-        for section in diff_sections(found, View(metrics=("kernels",), everything=True))
+        for section in diff_table(found, View(metrics=("kernels",), everything=True)).sections
         if section.path == ("f",)
         for line in section.lines
     ]
@@ -405,7 +405,7 @@ def test_a_range_that_only_one_variant_has(diff):
     row = rows(found)["extra"]
     assert (row.fate(0), row.fate(1), row.status) == (Status.SAME, Status.ADDED, Status.ADDED)
     assert row.metrics["kernels"].verdicts == (Verdict.SAME, Verdict.MORE)
-    (section,) = [section for section in diff_sections(found, View()) if section.path == ("extra",)]
+    (section,) = [section for section in diff_table(found, View()).sections if section.path == ("extra",)]
     assert section.fate == "added in c"
 
 
@@ -447,7 +447,7 @@ def test_contributions_are_matched_on_both_sides(diff):
     assert (one.name, one.baseline, one.variants, one.changed) == ("aten::copy_", 12, (1,), True)
     (where,) = found.contributions(row, "h2d_copies", "function")
     assert (where.name, where.baseline, where.variants) == ("tables.py:70 in build", 12, (1,))
-    (section,) = [one for one in diff_sections(found, View()) if one.path == ("f",)]
+    (section,) = [one for one in diff_table(found, View()).sections if one.path == ("f",)]
     causes = {line.metric.name: line.causes for line in section.lines}
     assert causes["h2d_copies"] == "gone aten::copy_ x 11 in tables.py:70 in build"
     assert causes["h2d_pageable_bytes"] == "aten::copy_ -704 B in tables.py:70 in build"
@@ -548,7 +548,7 @@ def test_medians_are_given_with_their_ratio(diff):
     assert comparison.ratios[0].low <= 0.25 <= comparison.ratios[0].high < 1
     (line,) = [
         line
-        for section in diff_sections(found, View(metrics=("sync_wait_ns",)))
+        for section in diff_table(found, View(metrics=("sync_wait_ns",))).sections
         if section.path == ("f",)
         for line in section.lines
     ]
@@ -689,3 +689,29 @@ def test_files_of_one_name_are_numbered(tmp_path):
 def test_a_hundred_thousand_samples_keep_exact_sums():
     cell = Cell(np.full(100_000, 2**40, dtype=np.int64))
     assert (cell.sum, cell.mean, cell.median) == (100_000 * 2**40, 2**40, float(2**40))
+
+
+def test_traces_of_different_lengths_without_steps_compare(tmp_path):
+    def loop(times, inner, name):
+        trace = Small()
+        for _ in range(times):
+            with trace.range("iteration"):
+                for _ in range(inner):
+                    with trace.range("layer"):
+                        trace.kernel(op="aten::add")
+        return trace.summary(tmp_path / name)
+
+    short, long, deep = loop(2, 3, "short.json"), loop(5, 3, "long.json"), loop(5, 4, "deep.json")
+    same = {row.path: row for row in tracetool.diff(short, long).rows}
+    assert same["iteration", "layer"].status is Status.SAME
+    assert same["iteration",].changed == ["calls"]
+    assert same["iteration",].metrics["calls"].per is Per.TRACE
+    more = {row.path: row for row in tracetool.diff(short, deep).rows}["iteration", "layer"].metrics["calls"]
+    assert (more.per, more.baseline.mean, more.variants[0].mean) == (Per.CALL, 3, 4)
+
+
+def test_traces_are_summarised_on_the_way():
+    one, other = tracetool.read(str(PAGEABLE)), tracetool.read(str(PINNED))
+    found = tracetool.diff(one, tracetool.summarize(other))
+    assert found.differs
+    assert [side.label for side in found.sides] == ["train_pageable", "train_pinned"]

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tracetool.chrome import halves, read
 
+from .same import assert_same
+
 ROOT = Path(__file__).resolve().parents[2]
 TRACES = sorted((ROOT / "traces").glob("*.json.gz"))
-
-
-def assert_same(one, other):
-    assert one.metadata == other.metadata
-    assert one.report == other.report
-    for field in dataclasses.fields(one.events):
-        mine, theirs = getattr(one.events, field.name), getattr(other.events, field.name)
-        if isinstance(mine, list):
-            assert mine == theirs
-        elif isinstance(mine, np.ndarray):
-            np.testing.assert_array_equal(mine, theirs, err_msg=field.name)
-        else:
-            np.testing.assert_array_equal(mine.rows, theirs.rows, err_msg=field.name)
-            np.testing.assert_array_equal(mine.values, theirs.values, err_msg=field.name)
 
 
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.name)

@@ -1,6 +1,5 @@
 """What must hold for any trace: nothing is lost, and the form of the file changes nothing."""
 
-import dataclasses
 import gzip
 import json
 import re
@@ -15,6 +14,7 @@ import tracetool
 
 from .oracles import brute_force
 from .random_traces import LATE, exact, traces
+from .same import assert_same
 from .traces_by_hand import assert_equals_brute_force, flat, launch, read, rng, selfs, to_json, trace
 
 # On a busy machine large traces take long to draw, which proves nothing.
@@ -44,15 +44,6 @@ def everything(found):
         found.totals,
         sorted((finding.code, finding.count) for finding in found.health.findings),
     )
-
-
-def assert_same_events(one, other):
-    """Equal traces: the same columns, names, threads and report."""
-    for field in dataclasses.fields(one.events):
-        left, right = getattr(one.events, field.name), getattr(other.events, field.name)
-        assert np.array_equal(left, right) if isinstance(left, np.ndarray) else left == right, field.name
-    assert one.report == other.report
-    assert one.metadata == other.metadata
 
 
 # Counts
@@ -109,14 +100,22 @@ def test_shuffling_the_events_changes_nothing_thousands_of_times(events, order):
 @given(events=traces(), chunk=st.integers(1, 4000))
 def test_reading_does_not_depend_on_the_size_of_chunks(events, chunk):
     text = to_json(trace(*events, after=[{"traceEvents": 1}, "}]"]))
-    assert_same_events(read(text, chunk_bytes=chunk), read(text))
+    assert_same(read(text, chunk_bytes=chunk), read(text))
+
+
+@settings(FEW, max_examples=15)
+@given(events=traces(), chunk=st.integers(1, 4000), part=st.floats(0, 1))
+def test_reading_does_not_depend_on_where_a_second_process_takes_over(events, chunk, part):
+    text = to_json(trace(*events, after=[{"traceEvents": 1}, "}]"]))
+    split = read(text, chunk_bytes=chunk, split_at=int(part * len(text)))
+    assert_same(split, read(text, split_at=0))
 
 
 @FEW
 @given(events=traces(), level=st.sampled_from([0, 1, 9]))
 def test_gzip_equals_plain(events, level):
     text = to_json(trace(*events))
-    assert_same_events(read(gzip.compress(text.encode(), level)), read(text))
+    assert_same(read(gzip.compress(text.encode(), level)), read(text))
 
 
 SPACES = [{"indent": 1}, {"separators": (",", ":")}, {"separators": (" , ", "\t:\r\n")}]
@@ -128,14 +127,14 @@ def test_spaces_and_line_breaks_change_nothing(events, style, chunk):
     text = to_json(trace(*events))
     # Times that Python's floats have been through, as other tools write them.
     again = json.dumps(json.loads(text), **style)
-    assert_same_events(read(again, chunk_bytes=chunk), read(text))
+    assert_same(read(again, chunk_bytes=chunk), read(text))
 
 
 @FEW
 @given(events=traces())
 def test_a_bare_list_equals_the_object(events):
     bare, whole = read(to_json(flat(events))), read(to_json({"traceEvents": events}))
-    assert_same_events(bare, whole)
+    assert_same(bare, whole)
 
 
 @FEW
@@ -143,7 +142,7 @@ def test_a_bare_list_equals_the_object(events):
 def test_one_odd_event_does_not_change_how_the_others_are_read(events, odd, chunk):
     more = rng("<here>", 0, 1)
     text = to_json(trace(*events, more, *events)).encode().replace(b"<here>", odd)
-    assert_same_events(read(text, chunk_bytes=chunk), read(text))
+    assert_same(read(text, chunk_bytes=chunk), read(text))
     clean = read(to_json(trace(*events, more, *events)))
     assert np.array_equal(read(text).events.start, clean.events.start)
 

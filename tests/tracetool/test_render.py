@@ -181,18 +181,18 @@ def test_a_diff_shows_what_changed_with_ratios_and_causes(tmp_path):
         "captured on f",
         "health a ok, b ok",
         "",
-        "  metric                          a        b",
+        "  metric                            a        b",
         "outer",
-        "  kernel_launches a call          1        2  x2                 new f x 1",
-        "  h2d_copies a call               1        2  x2                 new f x 1",
-        "  h2d_bytes a call             64 B    128 B  x2                 f +64 B",
-        "  ops a call                      2        4  x2                 new f x 2",
-        "  cpu_ns, profiled, a call  9.00 us  17.0 us  too few samples",
+        "  kernel_launches a call            1        2  x2                 new f x 1",
+        "  h2d_copies a call                 1        2  x2                 new f x 1",
+        "  h2d_bytes a call               64 B    128 B  x2                 f +64 B",
+        "  ops a call                        2        4  x2                 new f x 2",
+        "  cpu_ns, profiled, a call    9.00 us  17.0 us  too few samples",
         "outer/f",
-        "  calls a trace                   1        2  x2",
-        "  cpu_ns, profiled, a call  7.00 us  7.00 us  too few samples",
+        "  calls a call of its parent        1        2  x2",
+        "  cpu_ns, profiled, a call    7.00 us  7.00 us  too few samples",
         "",
-        "outer/f: 1 call a trace became 2",
+        "outer/f: 1 call a call of its parent became 2",
         "next: this",
     ]
 
@@ -410,3 +410,27 @@ def test_one_thing_is_told_in_the_singular(tmp_path):
     assert any(message.startswith("1 launch call and not one device event: ") for message in told)
     assert "1 range ends with the trace and is perhaps cut." in told
     assert "1 piece of device work was queued outside any range." in told
+
+
+def test_more_ranges_than_anybody_reads_are_counted_and_shown_on_demand(tmp_path):
+    events = []
+    for number in range(450):
+        start = 100 * number
+        events += [
+            {"ph": "X", "cat": "user_annotation", "name": f"r{number}", "pid": 1, "tid": 1, "ts": start, "dur": 90},
+            {"ph": "X", "cat": "cpu_op", "name": "aten::add", "pid": 1, "tid": 1, "ts": start + 1, "dur": 5},
+        ]
+    path = tmp_path / "many.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+    found = tracetool.summarize(tracetool.read(str(path)))
+    shown = terminal.summary(found, View(), width=100, colour=False)
+    assert "And 50 more ranges: --range chooses, --all shows them all." in shown
+    assert "r399 " in shown
+    assert "r400 " not in shown
+    assert "r449 " in terminal.summary(found, View(everything=True), width=100, colour=False)
+    assert "And 50 more ranges" in markdown.summary(found, View())
+    other = tmp_path / "none.json"
+    other.write_text(json.dumps({"traceEvents": events[:2]}))
+    compared = tracetool.diff(found, tracetool.read(str(other)))
+    assert "And 49 more ranges" in terminal.diff(compared, View(), width=100, colour=False)
+    assert "And 49 more ranges" in markdown.diff(compared, View())

@@ -73,7 +73,9 @@ def read(
 class Text:
     """A growing, shrinking window on the text of a file."""
 
-    def __init__(self, source: io.BufferedReader[Any], chunk_bytes: int, progress: Callable[[int], object] | None = None) -> None:
+    def __init__(
+        self, source: io.BufferedReader[Any], chunk_bytes: int, progress: Callable[[int], object] | None = None
+    ) -> None:
         self.buffer = bytearray()
         self.ended = False
         self.cut_gzip = False

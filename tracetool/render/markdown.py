@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tracetool.metrics import METRICS, OP_CALLS_METRIC
 from tracetool.render import words
-from tracetool.render.tables import SHORT, diff_sections, summary_table, top_contributors
+from tracetool.render.tables import SHORT, diff_table, summary_table, top_contributors
 from tracetool.render.verdict import summary_verdict, verdict_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def summary(found: TraceSummary, view: View) -> str:
     if table.lines:
         headings = [f"range (per {table.per})", "calls", *(_plain(SHORT.get(name, name)) for name in table.metrics)]
         lines += _table(headings, ([_name(words.path_text(line.path)), *line.cells] for line in table.lines))
-        lines.append("")
+        lines += ["", *_left(table.left)]
     made = top_contributors(found, view, [name for name in table.metrics if name not in ("ops", "h2d_bytes")])
     lines += [f"- {_plain(name)}: {_plain(text)}" for name, text in made]
     return "\n".join(lines).rstrip() + "\n"
@@ -41,19 +41,21 @@ def diff(found: TraceDiff, view: View) -> str:
         lines.append(f"- differs: {_plain(name)}: {_plain(' -> '.join(values))}")
     lines += [""] if found.environment else []
     rows = []
-    for section in diff_sections(found, view):
+    table = diff_table(found, view)
+    for section in table.sections:
         fate = " ".join(filter(None, (section.fate, section.note)))
         title = _name(words.path_text(section.path)) + (f" *{_plain(fate)}*" if fate else "")
         if not section.lines:
             rows.append([title])
         for line in section.lines:
-            metric = f"{line.metric.name}{'' if line.metric.exact else ', profiled,'} a {line.per}"
+            profiled = "" if line.metric.exact else ", profiled,"
+            metric = f"{line.metric.name}{profiled} {words.each(line.metric.name, line.per)}"
             changes = [f"{value} {ratio}".strip() for value, ratio in zip(line.variants, line.ratios, strict=True)]
             rows.append([title, _plain(metric), line.baseline, *changes, _plain(line.causes)])
             title = ""
     if rows:
         headings = ["range", "metric", *(_plain(side.label) for side in found.sides), "what did it"]
-        lines += _table(headings, rows)
+        lines += [*_table(headings, rows), "", *_left(table.left)]
     else:
         lines.append("No range that is shown differs.")
     return "\n".join(lines).rstrip() + "\n"
@@ -80,6 +82,10 @@ def metrics() -> str:
         for metric in (*METRICS.values(), OP_CALLS_METRIC)
     ]
     return "\n".join(_table(["metric", "unit", "kind", "meaning"], rows)) + "\n"
+
+
+def _left(left: int) -> list[str]:
+    return [f"And {words.plural(left, 'more range')}: `--range` chooses, `--all` shows them all.", ""] if left else []
 
 
 def _sides(sides: Sequence[tuple[str, TraceSummary]]) -> list[str]:

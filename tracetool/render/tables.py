@@ -36,6 +36,9 @@ SUMMARY_METRICS = (
 )
 """Columns of a summary unless others are asked for, the telling ones first; those that are 0 are left out."""
 
+MOST_RANGES = 400
+"""More ranges than this are not read by anybody: the rest is counted, and shown when asked for."""
+
 DETAILS = frozenset(
     {"copies", "copy_bytes", "gpu_ns", "launch_ns", "graph_kernels", "sync_wait_ns", "alloc_bytes", "collective_bytes"}
     | {name for name in METRICS if "pageable" in name or "pinned" in name}
@@ -78,8 +81,8 @@ class SummaryTable:
     per: Per
     metrics: tuple[str, ...]
     lines: tuple[RangeLine, ...]
-    hidden: int
-    """Ranges left out because nothing is counted in them."""
+    left: int
+    """Ranges left out because there are too many of them to read."""
 
 
 def summary_table(found: TraceSummary, view: View) -> SummaryTable:
@@ -91,21 +94,24 @@ def summary_table(found: TraceSummary, view: View) -> SummaryTable:
     whole = max((int(value) for value in found.total("cpu_ns")), default=0) if "cpu_ns" in found.metrics else 0
     totals = {name: found.total(name).tolist() for name in metrics}
     cpu = found.total("cpu_ns").tolist() if whole else []
-    lines, hidden = [], 0
+    lines: list[RangeLine] = []
+    left = 0
     for row, path in enumerate(found.paths):
         if not view.shows(path):
             continue
         if not view.everything and (
             not found.counted()[row] or (not found.calls[row] and not any(values[row] for values in totals.values()))
         ):
-            hidden += bool(found.calls[row])
+            continue
+        if len(lines) == MOST_RANGES and not view.everything:
+            left += 1
             continue
         cells = tuple(_value(found, name, row, per) for name in metrics)
         calls = _value(found, "calls", row, per) if found.calls[row] else ""
         if not view.everything and not any((calls, *cells)):
             continue
         lines.append(RangeLine(len(path) - 1, path, (calls, *cells), cpu[row] / whole if whole else 0.0))
-    return SummaryTable(per, metrics, tuple(lines), hidden)
+    return SummaryTable(per, metrics, tuple(lines), left)
 
 
 def _kernels_tell(found: TraceSummary) -> bool:
@@ -154,17 +160,30 @@ class DiffSection:
     lines: tuple[DiffLine, ...]
 
 
-def diff_sections(found: TraceDiff, view: View) -> tuple[DiffSection, ...]:
+@dataclass(frozen=True, slots=True)
+class DiffTable:
+    """A diff as text."""
+
+    sections: tuple[DiffSection, ...]
+    left: int
+    """Ranges left out because there are too many of them to read."""
+
+
+def diff_table(found: TraceDiff, view: View) -> DiffTable:
     """The ranges of a diff that are shown: unless all are asked for, those that changed."""
     outer = outer_paths((row.path for row in found.rows if row.changed), (row.path for row in found.rows))
-    sections = []
+    sections: list[DiffSection] = []
+    left = 0
     for row in found.rows:
         if not view.shows(row.path) or (row.status is Status.SAME and not view.everything and not _times_differ(row)):
+            continue
+        if len(sections) == MOST_RANGES and not view.everything:
+            left += 1
             continue
         lines = tuple(_diff_line(found, row, name) for name in _shown_metrics(row, view, inner=row.path not in outer))
         if lines or row.status in _FATES:
             sections.append(DiffSection(row.path, row.status, _fate(found, row), _note(row), lines))
-    return tuple(sections)
+    return DiffTable(tuple(sections), left)
 
 
 _FATES = (Status.ADDED, Status.GONE)

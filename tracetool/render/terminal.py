@@ -14,7 +14,7 @@ from tracetool.differ import Status
 from tracetool.environment import differences
 from tracetool.metrics import METRICS, OP_CALLS_METRIC, Needs
 from tracetool.render import words
-from tracetool.render.tables import SHORT, diff_sections, summary_table, top_contributors
+from tracetool.render.tables import SHORT, diff_table, summary_table, top_contributors
 from tracetool.render.verdict import summary_verdict, verdict_of
 
 if TYPE_CHECKING:
@@ -88,9 +88,10 @@ def diff(found: TraceDiff, view: View, *, width: int, colour: bool) -> str:
     page = _Page(width, colour=colour)
     _header(page, [(side.label, side.summary) for side in found.sides])
     page.add()
-    sections = diff_sections(found, view)
-    if sections:
-        _draw_diff(page, found, sections)
+    table = diff_table(found, view)
+    if table.sections:
+        _draw_diff(page, found, table.sections)
+        _tell_left(page, table.left)
     else:
         page.add("No range that is shown differs; --all shows what is the same.", "dim")
     page.add()
@@ -207,11 +208,17 @@ def _draw_summary(page: _Page, found: TraceSummary, table: SummaryTable) -> None
         name = indent + words.shorten(line.path[-1], max(8, name_width - len(indent)))
         drawn.add_row(Text(name, style=_share_style(line.weight)), *line.cells[:shown])
     page.add(drawn)
+    _tell_left(page, table.left)
     if shown < len(widths):
         left = ", ".join(headings[shown:])
         page.add(f"Not shown for want of width: {left}. Widen the terminal, or choose with --metric.", "dim")
     if any(found.ambiguous):
         page.add("Some ranges overlap without nesting; `tracetool health` names one.", "yellow")
+
+
+def _tell_left(page: _Page, left: int) -> None:
+    if left:
+        page.add(f"And {words.plural(left, 'more range')}: --range chooses, --all shows them all.", "dim")
 
 
 def _share_style(weight: float) -> str:
@@ -255,7 +262,8 @@ def _draw_diff(page: _Page, found: TraceDiff, sections: Sequence[DiffSection]) -
 
 
 def _metric_name(line: DiffLine) -> str:
-    return f"{line.metric.name}{'' if line.metric.exact else ', profiled,'} a {line.per}"
+    profiled = "" if line.metric.exact else ", profiled,"
+    return f"{line.metric.name}{profiled} {words.each(line.metric.name, line.per)}"
 
 
 def _section_title(page: _Page, section: DiffSection) -> Text:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tracetool.differ import Status, Verdict, outer_paths
 from tracetool.folding import STEP
 from tracetool.metrics import METRICS, Needs
-from tracetool.render.words import number, path_text, plural
+from tracetool.render.words import each, number, path_text, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,14 +123,14 @@ def _changes(row: DiffRow, variant: int) -> Iterator[str]:
         old, new = _kind(row, name, 0, variant), _kind(row, name, 1, variant)
         noun = _noun(name, before or after)
         if not after:
-            yield f"{number(before, unit)} {_spaced(old)}{noun} a {comparison.per} gone"
+            yield f"{number(before, unit)} {_spaced(old)}{noun} {each(name, comparison.per)} gone"
         elif not before:
-            yield f"{number(after, unit)} {_spaced(new)}{noun} a {comparison.per} new"
+            yield f"{number(after, unit)} {_spaced(new)}{noun} {each(name, comparison.per)} new"
         elif before == after:
-            yield f"{number(before, unit)} {_spaced(old)}{noun} a {comparison.per} became {new}"
+            yield f"{number(before, unit)} {_spaced(old)}{noun} {each(name, comparison.per)} became {new}"
         else:
-            kind = f" {new}" if new != old and new else ""
-            yield f"{number(before, unit)} {_spaced(old)}{noun} a {comparison.per} became {number(after, unit)}{kind}"
+            later = number(after, unit) + (f" {new}" if new != old and new else "")
+            yield f"{number(before, unit)} {_spaced(old)}{noun} {each(name, comparison.per)} became {later}"
 
 
 def _noun(name: str, count: Fraction | int) -> str:

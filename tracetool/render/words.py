@@ -12,7 +12,7 @@ from tracetool.metrics import Unit, lookup
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tracetool.differ import Cell
+    from tracetool.differ import Cell, Per
 
 _SPECIAL = re.compile(r"[\\*/]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
@@ -103,6 +103,11 @@ def shorten(text: str, width: int) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 call`, `2 calls`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def each(metric: str, per: Per) -> str:
+    """What a metric is compared for: `a call`, `a step`, `a trace`."""
+    return "a call of its parent" if metric == "calls" and per == "call" else f"a {per}"
 
 
 def pattern_of(path: Sequence[str]) -> str:
