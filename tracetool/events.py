@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +47,14 @@ class Category(enum.IntEnum):
 
 def is_any(column: npt.NDArray[np.int8], *categories: Category) -> BoolArray:
     """Which entries of a column of categories are one of those given."""
+    return _mask(categories)[column]
+
+
+@functools.cache
+def _mask(categories: tuple[Category, ...]) -> BoolArray:
     wanted = np.zeros(len(Category), dtype=np.bool_)
     wanted[list(categories)] = True
-    return wanted[column]
+    return wanted
 
 
 DEVICE_WORK = (Category.KERNEL, Category.MEMCPY, Category.MEMSET)

@@ -21,6 +21,8 @@ from million import replicate
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "traces" / "train_pageable.json.gz"
+_POLL_S = 0.05
+"""Watching memory takes a core too: seldom enough not to be what is measured."""
 
 PEERS = {
     "tracetool summary": [sys.executable, "-m", "tracetool", "summary", "{path}"],
@@ -71,7 +73,7 @@ def measure(command: list[str]) -> Run:
     watched, peak = psutil.Process(process.pid), 0.0
     while process.poll() is None:
         peak = max(peak, memory(watched))
-        time.sleep(0.01)
+        time.sleep(_POLL_S)
     seconds = time.perf_counter() - began
     if process.returncode:
         sys.exit(f"{command} failed: {process.stderr.read().decode()[-2000:] if process.stderr else ''}")

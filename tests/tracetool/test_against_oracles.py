@@ -13,7 +13,8 @@ from .oracles.trace_processor import TraceProcessor
 from .random_traces import traces
 from .traces_by_hand import assert_equals_brute_force, read, selfs, to_json
 
-REAL = sorted(Path(__file__).parents[2].joinpath("traces").glob("*.json.gz"))
+HERE = Path(__file__).parent
+REAL = sorted([*HERE.joinpath("real").glob("*.json.gz"), *HERE.parents[1].joinpath("traces").glob("*.json.gz")])
 UNAVAILABLE = TraceProcessor.unavailable()
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 MANY = settings(FEW, max_examples=1000)
@@ -35,7 +36,7 @@ def reached(counts):
 
 
 def test_there_are_real_traces():
-    assert len(REAL) >= 3
+    assert len(REAL) >= 14
 
 
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.name)

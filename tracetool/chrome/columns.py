@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ _INSTANTS = (Category.FLOW_START, Category.FLOW_END, Category.MEMORY)
 _FLOWS = (Category.FLOW_START, Category.FLOW_END)
 _LINKED = (Category.CALL, Category.KERNEL, Category.MEMCPY, Category.MEMSET, Category.SYNC)
 _WITH_EXTERNAL_ID = (Category.OP, Category.RANGE, Category.CALL)
-_FLOW_PHASES: dict[str | None, int] = {"s": Category.FLOW_START, "f": Category.FLOW_END}
+_FLOW_PHASES: dict[str | None, int] = {"s": int(Category.FLOW_START), "f": int(Category.FLOW_END)}
 
 _DTYPE_BYTES = {
     1: ("bool", "byte", "char", "uint8", "int8", "float8"),
@@ -67,9 +68,9 @@ class _Kinds(dict[str | None, int]):
 
     def __missing__(self, name: str | None) -> int:
         if name is None:
-            code: int = _NO_CATEGORY
+            code = _NO_CATEGORY
         else:
-            code = _CATEGORIES.get(name, Category.CALL if name.endswith(_CALL_SUFFIXES) else _NOT_READ)
+            code = int(_CATEGORIES.get(name, Category.CALL if name.endswith(_CALL_SUFFIXES) else _NOT_READ))
         self[name] = code
         return code
 
@@ -148,8 +149,8 @@ class ColumnBuilder:
         kinds = [of[event.cat] for event in events]
         if _NO_CATEGORY in kinds:
             self._take_thread_names(events)
-        kept = [event for event, kind in zip(events, kinds, strict=True) if kind >= 0]
-        kind = np.array([kind for kind in kinds if kind >= 0], dtype=np.int8)
+        kind = np.array(kinds, dtype=np.int8)
+        kept, kind = _keep(events, kind, kind >= 0)
         kept, kind = self._by_phase(kept, kind)
         kept, kind, start = self._readable(kept, kind)
         if kept:
@@ -201,17 +202,15 @@ class ColumnBuilder:
 
     def _by_phase(self, events: list[Event], kind: Kinds) -> tuple[list[Event], Kinds]:
         """Tell slices from flows and instants, and leave out what is none of these."""
-        others = [row for row, event in enumerate(events) if event.ph != "X"]
-        flows_or_memory = np.flatnonzero(is_any(kind, *_INSTANTS)).tolist()
-        for row in sorted({*others, *flows_or_memory}):
-            event = events[row]
-            if kind[row] == Category.FLOW_START:
-                kind[row] = _FLOW_PHASES.get(event.ph, _NOT_READ)
-            elif kind[row] == Category.MEMORY:
-                kind[row] = Category.MEMORY if event.name == _MEMORY_EVENT else _NOT_READ
-            else:
-                kind[row] = _NOT_READ
-                self.unpaired_phases += event.ph in ("B", "E")
+        slices = ~is_any(kind, *_INSTANTS)
+        phases = [event.ph for event in events]
+        strays = [row for row in np.flatnonzero(slices).tolist() if phases[row] != "X"]
+        kind[strays] = _NOT_READ
+        self.unpaired_phases += sum(phases[row] in ("B", "E") for row in strays)
+        flows = np.flatnonzero(kind == Category.FLOW_START)
+        kind[flows] = [_FLOW_PHASES.get(phases[row], _NOT_READ) for row in flows.tolist()]
+        memory = np.flatnonzero(kind == Category.MEMORY).tolist()
+        kind[[row for row in memory if events[row].name != _MEMORY_EVENT]] = _NOT_READ
         return _keep(events, kind, kind != _NOT_READ)
 
     def _readable(self, events: list[Event], kind: Kinds) -> tuple[list[Event], Kinds, IntArray]:
@@ -335,7 +334,7 @@ class ColumnBuilder:
 def _keep(events: list[Event], kind: Kinds, good: BoolArray) -> tuple[list[Event], Kinds]:
     if good.all():
         return events, kind
-    return [event for event, keep in zip(events, good.tolist(), strict=True) if keep], kind[good]
+    return list(itertools.compress(events, good.tolist())), kind[good]
 
 
 def _plain(value: int | str | None) -> int | str:

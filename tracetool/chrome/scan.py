@@ -16,7 +16,7 @@ _LIKELY_SPLIT = re.compile(rb"\}\s*(,)\s*\{")
 _LIKELY_END = re.compile(rb"\}\s*(?:,\s*\{|\])")
 _CANDIDATES = 3
 BOM = b"\xef\xbb\xbf"
-_TAIL = 1 << 16
+_TAIL = 1 << 13
 
 SPLIT_WINDOW = 1 << 16
 """How far behind a position `likely_split` looks."""
