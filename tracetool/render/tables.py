@@ -65,9 +65,8 @@ SHORT = {
 
 @dataclass(frozen=True, slots=True)
 class RangeLine:
-    """One range of a summary: how deep it lies, its name, and a text a column."""
+    """One range of a summary: its path, and a text a column."""
 
-    depth: int
     path: tuple[str, ...]
     cells: tuple[str, ...]
     weight: float
@@ -110,7 +109,7 @@ def summary_table(found: TraceSummary, view: View) -> SummaryTable:
         calls = _value(found, "calls", row, per) if found.calls[row] else ""
         if not view.everything and not any((calls, *cells)):
             continue
-        lines.append(RangeLine(len(path) - 1, path, (calls, *cells), cpu[row] / whole if whole else 0.0))
+        lines.append(RangeLine(path, (calls, *cells), cpu[row] / whole if whole else 0.0))
     return SummaryTable(per, metrics, tuple(lines), left)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tracetool.differ import TraceDiff
     from tracetool.health import Health
     from tracetool.metrics import Metric
-    from tracetool.render.tables import DiffLine, DiffSection, SummaryTable
+    from tracetool.render.tables import DiffLine, DiffSection, RangeLine, SummaryTable
     from tracetool.render.view import View
     from tracetool.summary import TraceSummary
 
@@ -33,6 +33,12 @@ _GOOD_STYLES = {True: "green", False: "red", None: ""}
 _NARROWEST_NAME = 24
 _LABEL_WIDTH = 24
 _SETTINGS = 6
+_SETTING_WORDS = {
+    "gpu": "",
+    "cuda_runtime_version": "CUDA",
+    "cuda_driver_version": "driver",
+    "cupti_version": "CUPTI",
+}
 _WIDTH_OF_METRICS = 80
 
 
@@ -178,7 +184,8 @@ def _where(page: _Page, sides: Sequence[TraceSummary]) -> None:
     environments = [side.environment for side in sides]
     differing = differences(environments)
     shared = {name: value for name, value in environments[0].items() if name not in differing}
-    told = [f"{name} {value}" if name != "gpu" else value for name, value in shared.items() if name != "schemaVersion"]
+    told = [f"{_SETTING_WORDS.get(name, name)} {value}".strip() for name, value in shared.items()]
+    told = [text for text in told if not text.startswith("schemaVersion")]
     page.add(Text.assemble(("captured on ", "dim"), words.clean(", ".join(told[:_SETTINGS])) or "an unknown machine"))
     for name, values in differing.items():
         page.add(Text.assemble(("differs ", "yellow"), words.clean(f"{name}: {' -> '.join(values)}")))
@@ -193,7 +200,8 @@ def _draw_summary(page: _Page, found: TraceSummary, table: SummaryTable) -> None
     widths = [
         max(len(heading), *(len(cell) for cell in cells)) for heading, cells in zip(headings, columns, strict=True)
     ]
-    longest = max(2 * line.depth + len(line.path[-1]) for line in table.lines)
+    names = _indented_names(table.lines)
+    longest = max(indent + len(name) for indent, name in names)
     narrowest = min(_NARROWEST_NAME, max(len("range (per trace)"), page.width * 2 // 5))
     name_width = min(max(longest, len("range") + 14), max(narrowest, page.width - sum(widths) - 2 * len(widths)))
     shown = len(widths)
@@ -203,10 +211,10 @@ def _draw_summary(page: _Page, found: TraceSummary, table: SummaryTable) -> None
     drawn.add_column(f"range (per {table.per})", width=name_width, no_wrap=True)
     for heading in headings[:shown]:
         drawn.add_column(heading, justify="right", no_wrap=True)
-    for line in table.lines:
-        indent = " " * min(2 * line.depth, name_width // 2)
-        name = indent + words.shorten(line.path[-1], max(8, name_width - len(indent)))
-        drawn.add_row(Text(name, style=_share_style(line.weight)), *line.cells[:shown])
+    for line, (depth, name) in zip(table.lines, names, strict=True):
+        indent = " " * min(depth, name_width // 2)
+        text = indent + words.shorten(name, max(8, name_width - len(indent)))
+        drawn.add_row(Text(text, style=_share_style(line.weight)), *line.cells[:shown])
     page.add(drawn)
     _tell_left(page, table.left)
     if shown < len(widths):
@@ -214,6 +222,18 @@ def _draw_summary(page: _Page, found: TraceSummary, table: SummaryTable) -> None
         page.add(f"Not shown for want of width: {left}. Widen the terminal, or choose with --metric.", "dim")
     if any(found.ambiguous):
         page.add("Some ranges overlap without nesting; `tracetool health` names one.", "yellow")
+
+
+def _indented_names(lines: Sequence[RangeLine]) -> list[tuple[int, str]]:
+    """How far in each range stands, and its name; its path where the range around it is not shown."""
+    depths: dict[tuple[str, ...], int] = {}
+    names = []
+    for line in lines:
+        around = depths.get(line.path[:-1])
+        depths[line.path] = 0 if around is None else around + 2
+        alone = around is None and len(line.path) > 1
+        names.append((depths[line.path], words.path_text(line.path) if alone else line.path[-1]))
+    return names
 
 
 def _tell_left(page: _Page, left: int) -> None:
