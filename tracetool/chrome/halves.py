@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, cast
 
 from tracetool.chrome.scan import SPLIT_WINDOW, likely_split
 from tracetool.chrome.source import GZIP_MAGIC, open_bytes
+from tracetool.chrome.stream import EventReader, Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tracetool.chrome.reader import Events
+    from tracetool.chrome.stream import Events
 
 WORTH_A_PROCESS = 48 << 20
 """Bytes of JSON from which a second process saves more than it takes to start."""
@@ -95,8 +96,6 @@ def second_half(path: str, position: int, chunk_bytes: int) -> Iterator[SecondHa
 
 def _work(path: str, position: int, chunk_bytes: int) -> None:
     """What the second process does: write the second half's `Events` to standard output, or nothing."""
-    from tracetool.chrome.reader import EventReader, Text  # noqa: PLC0415 (it imports this module)
-
     # An interrupt is the first process's to tell of.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     with open_bytes(path) as source:
