@@ -17,7 +17,7 @@ import click
 
 from tracetool import __version__
 from tracetool.errors import SettingError, TracetoolError
-from tracetool.options import TRACE, output_options, reading_options, view_options
+from tracetool.options import TRACE, metric_option, output_options, reading_options, view_options
 from tracetool.output import check_target, write
 
 if TYPE_CHECKING:
@@ -121,11 +121,15 @@ def health(context: click.Context, /, trace: str, form: str, output: Path | None
 
 
 @cli.command()
+@metric_option
 @output_options
-def metrics(form: str, output: Path | None, force: bool) -> None:
+def metrics(metrics: tuple[str, ...], form: str, output: Path | None, force: bool) -> None:
     """Explain every metric: its unit, whether it is exact, what it counts."""
+    from tracetool.metrics import ALL, lookup
+
     check_target(output, force=force)
-    _emit("metrics", None, form, output, None)
+    chosen = [lookup(name) for name in dict.fromkeys(metrics)] or ALL
+    _emit("metrics", chosen, form, output, None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -164,6 +164,10 @@ OP_CALLS_METRIC = Metric(
 )
 
 
+ALL = (*METRICS.values(), OP_CALLS_METRIC)
+"""The registry as it is explained: `op_calls` stands for all of its family."""
+
+
 def op_calls(op: str) -> str:
     """The name of the metric that counts one op."""
     return f'{OP_CALLS}["{op}"]'

@@ -63,6 +63,15 @@ def reading_options(command: Command) -> Command:
     return command
 
 
+metric_option = click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help="Show this metric (`tracetool metrics` lists them). May be repeated.",
+)
+
+
 def view_options(command: Command) -> Command:
     """`--range`, `--metric`, `--depth`, `--all` and `--per`: what is shown of a result."""
     for option in (
@@ -73,13 +82,7 @@ def view_options(command: Command) -> Command:
         ),
         click.option("--all", "everything", is_flag=True, help="Also show what did not change, or counts nothing."),
         click.option("--depth", type=click.IntRange(min=1), metavar="N", help="Show ranges down to depth N only."),
-        click.option(
-            "--metric",
-            "metrics",
-            multiple=True,
-            metavar="NAME",
-            help="Show this metric (`tracetool metrics` lists them). May be repeated.",
-        ),
+        metric_option,
         click.option(
             "--range",
             "patterns",

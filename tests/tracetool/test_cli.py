@@ -739,3 +739,10 @@ def test_completion_answers(words, answer):
 
 def test_invoke_gives_the_exit_code_of_the_command():
     assert invoke("diff", PAGEABLE, PINNED, "--exit-code").exit_code == 1
+
+
+def test_metrics_of_choice(run):
+    code, out, _ = run("metrics", "--metric", "syncs", "--format", "json")
+    assert code == 0
+    assert [one["name"] for one in json.loads(out)["metrics"]] == ["syncs"]
+    assert run("metrics", "--metric", "sync")[0] == 2

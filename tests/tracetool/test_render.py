@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 import tracetool
 from tracetool.differ import Cell
-from tracetool.metrics import METRICS, Unit
+from tracetool.metrics import ALL, METRICS, Unit
 from tracetool.render import json as as_json
 from tracetool.render import markdown, terminal, words
 from tracetool.render.view import View
@@ -50,7 +50,7 @@ def pages(found, changes, **settings):
     yield terminal.summary(found, view, **settings)
     yield terminal.summary(found, View(everything=True), **settings)
     yield terminal.health(found, **settings)
-    yield terminal.metrics(**settings)
+    yield terminal.metrics(ALL, **settings)
     yield terminal.diff(changes, view, **settings)
     yield terminal.diff(changes, View(everything=True), **settings)
 
@@ -244,7 +244,7 @@ def markdowns(one, other):
         yield markdown.summary(one, view)
         yield markdown.diff(tracetool.diff(one, other), view)
     yield markdown.health(one)
-    yield markdown.metrics()
+    yield markdown.metrics(ALL)
 
 
 @pytest.mark.parametrize("name", ["plain", EVIL, LONG_RANGE, "a|b", "\\|", "`", "``|``", "a\\"])

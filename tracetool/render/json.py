@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tracetool.differ import Per
-from tracetool.metrics import METRICS, OP_CALLS_METRIC
 from tracetool.render.verdict import verdict_of
 from tracetool.summary import BY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tracetool.differ import Cell, Comparison, DiffRow, Side, TraceDiff
     from tracetool.health import Health
@@ -40,12 +39,12 @@ def health(found: TraceSummary) -> str:
     return _text({"schema": "tracetool.health/1", "trace": _trace(found), "health": _health(found.health)})
 
 
-def metrics() -> str:
-    """The registry, by `tracetool.metrics/1`."""
+def metrics(chosen: Sequence[Metric]) -> str:
+    """Metrics explained, by `tracetool.metrics/1`."""
     return _text(
         {
             "schema": "tracetool.metrics/1",
-            "metrics": [_metric(metric) for metric in (*METRICS.values(), OP_CALLS_METRIC)],
+            "metrics": [_metric(metric) for metric in chosen],
         }
     )
 

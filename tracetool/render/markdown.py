@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tracetool.metrics import METRICS, OP_CALLS_METRIC
 from tracetool.render import words
 from tracetool.render.tables import SHORT, diff_table, summary_table, top_contributors
 from tracetool.render.verdict import summary_verdict, verdict_of
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from tracetool.differ import TraceDiff
+    from tracetool.metrics import Metric
     from tracetool.render.view import View
     from tracetool.summary import TraceSummary
 
@@ -70,8 +70,8 @@ def health(found: TraceSummary) -> str:
     return "\n".join(lines) + "\n"
 
 
-def metrics() -> str:
-    """The registry, explained."""
+def metrics(chosen: Sequence[Metric]) -> str:
+    """Metrics explained."""
     rows = [
         [
             f"`{metric.name}`",
@@ -79,7 +79,7 @@ def metrics() -> str:
             ("exact" if metric.exact else "statistical") + ("" if metric.additive else ", not additive"),
             _plain(metric.meaning),
         ]
-        for metric in (*METRICS.values(), OP_CALLS_METRIC)
+        for metric in chosen
     ]
     return "\n".join(_table(["metric", "unit", "kind", "meaning"], rows)) + "\n"
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tracetool.differ import Status
 from tracetool.environment import differences
-from tracetool.metrics import METRICS, OP_CALLS_METRIC, Needs
+from tracetool.metrics import Needs
 from tracetool.render import words
 from tracetool.render.tables import SHORT, diff_table, summary_table, top_contributors
 from tracetool.render.verdict import summary_verdict, verdict_of
@@ -123,11 +123,11 @@ def health(found: TraceSummary, *, width: int, colour: bool) -> str:
     return page.text()
 
 
-def metrics(*, width: int, colour: bool) -> str:
-    """The registry, explained."""
+def metrics(chosen: Sequence[Metric], *, width: int, colour: bool) -> str:
+    """Metrics explained."""
     page = _Page(width, colour=colour)
     if width < _WIDTH_OF_METRICS:
-        for metric in (*METRICS.values(), OP_CALLS_METRIC):
+        for metric in chosen:
             page.add(Text.assemble((metric.name, "cyan"), f"  {metric.unit.value}, {_metric_kind(metric)}"))
             page.add(Padding(Text(_meaning(metric)), (0, 0, 0, 4)))
         return page.text()
@@ -135,7 +135,7 @@ def metrics(*, width: int, colour: bool) -> str:
     for name in ("metric", "unit", "kind"):
         table.add_column(name, no_wrap=True)
     table.add_column("meaning")
-    for metric in (*METRICS.values(), OP_CALLS_METRIC):
+    for metric in chosen:
         table.add_row(Text(metric.name, style="cyan"), metric.unit.value, _metric_kind(metric), Text(_meaning(metric)))
     page.add(table)
     return page.text()
