@@ -92,15 +92,16 @@ _COLUMNS: dict[str, type[np.generic]] = {
     "correlation": np.int64,
     "external_id": np.int64,
 }
-_ROWS = 1 << 21
+_ROWS = 1 << 14
+_GROWTH = 8
 _SPARSE = ("bytes", "collective_bytes", "line", "cache_hit")
 
 
 class _Column:
-    """An array that grows at its end.
+    """An array that grows at its end, in few large steps.
 
-    It begins with room for many rows: memory that is never written is never taken from the system, while growing by
-    pieces would leave holes as large as the column behind.
+    Room that is never written is never taken from the system, while growing by small pieces would leave holes as
+    large as the column behind.
     """
 
     def __init__(self, dtype: type[np.generic]) -> None:
@@ -110,7 +111,7 @@ class _Column:
     def extend(self, values: npt.NDArray[Any]) -> None:
         length = self._length + len(values)
         if length > len(self._room):
-            larger = np.empty(max(length, 2 * len(self._room)), dtype=self._room.dtype)
+            larger = np.empty(max(length, _GROWTH * len(self._room)), dtype=self._room.dtype)
             larger[: self._length] = self.values
             self._room = larger
         self._room[self._length : length] = values
@@ -175,8 +176,9 @@ class ColumnBuilder:
         self._rows += later._rows
 
     def table(self) -> EventTable:
-        """All that was collected."""
-        whole: dict[str, Any] = {name: column.values for name, column in self._columns.items()}
+        """All that was collected. The builder is empty afterwards."""
+        # One after the other, so that not all columns are there twice at once.
+        whole: dict[str, Any] = {name: self._columns.pop(name).values.copy() for name in _COLUMNS}
         sparse: dict[str, Any] = {name: self._sparse_column(name) for name in _SPARSE}
         return EventTable(
             **whole,
