@@ -62,8 +62,11 @@ def within_reach(events):
     flows = [one for one in events if one.get("cat") == "fwdbwd"]
     links = {}
     for one in flows:
-        links.setdefault((one["pid"], one["id"]), []).append(one["tid"])
-    straight = all(len(ends) == 2 and ends[0] == 1 and ends[1] != 1 for ends in links.values())
+        links.setdefault((one["pid"], one["id"]), []).append((one["ph"], one["tid"]))
+    straight = all(
+        sorted(ph for ph, _ in ends) == ["f", "s"] and all((tid == 1) == (ph == "s") for ph, tid in ends)
+        for ends in links.values()
+    )
     wrappers = any("evaluate_function" in one.get("name", "") for one in events)
     return straight and (bool(flows) or not wrappers) and all(one["pid"] != 8 for one in flows)
 

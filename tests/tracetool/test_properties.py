@@ -63,10 +63,14 @@ def test_counts_equal_those_of_the_brute_force_counter_thousands_of_times(events
 
 
 def of_equal_ranges_only_the_first(events):
-    """Of ranges (and ops) that start and end together on a thread, which is the outer is the file's to say."""
+    """Of ranges (and ops) that start and end together on a thread, which is the outer is the file's to say.
+
+    Of steps that do, too, whatever their threads: they are of the whole process.
+    """
     kept = {}
     for number, one in enumerate(events):
-        place = (one.get("cat"), one.get("pid"), one.get("tid"), one.get("ts"), one.get("dur"))
+        step = str(one.get("name")).startswith("ProfilerStep#")
+        place = (one.get("cat"), one.get("pid"), step or one.get("tid"), one.get("ts"), one.get("dur"), step)
         ordered = one.get("cat") in ("user_annotation", "cpu_op") or str(one.get("cat")).endswith("_runtime")
         kept.setdefault(place if ordered else number, one)
     return list(kept.values())
