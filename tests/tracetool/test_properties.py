@@ -67,13 +67,18 @@ def of_equal_ranges_only_the_first(events):
 
     Of steps that do, too, whatever their threads: they are of the whole process.
     """
-    kept = {}
-    for number, one in enumerate(events):
-        step = str(one.get("name")).startswith("ProfilerStep#")
-        place = (one.get("cat"), one.get("pid"), step or one.get("tid"), one.get("ts"), one.get("dur"), step)
-        ordered = one.get("cat") in ("user_annotation", "cpu_op") or str(one.get("cat")).endswith("_runtime")
-        kept.setdefault(place if ordered else number, one)
-    return list(kept.values())
+    kept, taken = [], set()
+    for one in events:
+        span = (one.get("pid"), one.get("ts"), one.get("dur"))
+        places = set()
+        if one.get("cat") in ("user_annotation", "cpu_op") or str(one.get("cat")).endswith("_runtime"):
+            places.add((one["cat"], one["tid"], *span))
+        if str(one.get("name")).startswith("ProfilerStep#"):
+            places.add(("step", *span))
+        if not places & taken:
+            kept.append(one)
+            taken |= places
+    return kept
 
 
 def shuffled_is_the_same(events, order):
