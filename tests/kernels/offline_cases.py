@@ -1,0 +1,131 @@
+"""Every kernel as its public function launches it, on tensors without memory; run as a program in a process
+without the interpreter, it prints compile keys or compiles, as JSON.
+"""
+
+import json
+import sys
+
+import torch
+
+from kernels import inverse_rope_fp8, kv_append, paged_attention
+from kernels.offline import launches
+
+TOKEN_COUNTS = [*range(1, 4097), 2**19]
+BF16 = torch.bfloat16
+
+
+def meta(*shape, dtype=BF16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def ints(*shape, dtype=torch.int32):
+    return meta(*shape, dtype=dtype)
+
+
+def cache(num_kv_heads=12, head_dim=64, block_size=16, dtype=BF16):
+    return meta(1000, block_size, num_kv_heads, head_dim, dtype=dtype)
+
+
+def append(function, *index_of):
+    """An append of `n` tokens that are slices of a fused projection."""
+
+    def call(n):
+        key, value = meta(n, 36, 64).split([12, 24], 1)[0], meta(n, 36, 64)[:, 24:]
+        function(cache(), cache(), key, value, *(index(n) for index in index_of))
+
+    return call
+
+
+def decode(num_heads=12, num_kv_heads=12, head_dim=64, dtype=BF16, block_size=16, **options):
+    def call(n):
+        batch, width = n, 64
+        pages = cache(num_kv_heads, head_dim, block_size, dtype)
+        new = meta(batch, num_kv_heads, head_dim, dtype=dtype) if options.get("append") else None
+        paged_attention.paged_attention_decode(
+            meta(batch, num_heads, head_dim, dtype=dtype),
+            pages,
+            pages,
+            ints(batch, width),
+            ints(batch),
+            key=new,
+            value=new,
+            sinks=meta(num_heads) if options.get("sinks") else None,
+            window=options.get("window", 0),
+            softcap=options.get("softcap", 0.0),
+        )
+
+    return call
+
+
+def quantise(specialize, **options):
+    def call(n):
+        inverse_rope_fp8.inverse_rope_fp8(
+            meta(n, 8, 512),
+            ints(n, dtype=torch.int64),
+            meta(4096, 64, dtype=torch.float32),
+            1,
+            specialize=specialize,
+            **options,
+        )
+
+    return call
+
+
+# How many keys each has over 1..4096 tokens, and over those and 2**19.
+KEYS = {
+    "kv_append_triton": (append(kv_append.kv_append_triton, ints, ints, ints), 1, 1),
+    "kv_append_triton_identity_pos": (append(kv_append.kv_append_triton_identity_pos, ints, ints), 1, 1),
+    # Its position is passed by value: here the number modulo the block.
+    "kv_append_triton_full_batch": (
+        append(kv_append.kv_append_triton_full_batch, ints, lambda n: n % 16),
+        1,
+        1,
+    ),
+    "kv_append_slot_mapping": (append(kv_append.kv_append_slot_mapping, ints), 1, 1),
+    "compute_slot_mapping": (lambda n: kv_append.compute_slot_mapping(ints(n, 64), ints(n), 16), 1, 1),
+    # One where programs share a sequence, one where each has its own.
+    "paged_attention_decode": (decode(), 2, 2),
+    # 1, a multiple of 16 or neither, times whether the padded stride is such a multiple: four occur.
+    # 2**19 tokens of 4096 values make one more, with a stride that needs 64 bits.
+    "inverse_rope_fp8_default": (quantise("default"), 4, 5),
+    "inverse_rope_fp8_num_tokens": (quantise("num_tokens"), 2, 3),
+    "inverse_rope_fp8_complete": (quantise("complete"), 1, 1),
+}
+
+# Every kernel in the forms that differ in what is compiled, not only in constants.
+COMPILED = {
+    **{name: (call, 5) for name, (call, *_) in KEYS.items()},
+    "paged_attention_decode, not shared": (decode(), 2048),
+    "paged_attention_decode, all options": (
+        decode(28, 4, 112, append=True, sinks=True, window=100, softcap=30.0),
+        5,
+    ),
+    "paged_attention_decode, fp16, wide heads": (decode(16, 2, 256, torch.float16, block_size=64), 5),
+    "paged_attention_decode, fp32": (decode(8, 4, 128, torch.float32), 2048),
+    "inverse_rope_fp8, packed": (quantise("complete", packed=True), 5),
+}
+
+
+def count_keys():
+    counts = {}
+    for name, (call, *_) in KEYS.items():
+        keys = [
+            {launch.name + launch.key() for launch in launches(lambda n=n, c=call: c(n))}
+            for n in TOKEN_COUNTS
+        ]
+        few = set().union(*keys[:-1])
+        counts[name] = [len(few), len(few | keys[-1])]
+    return counts
+
+
+def compile_all():
+    return {
+        name: {
+            launch.name: len(launch.compile().asm["cubin"]) for launch in launches(lambda c=call, n=n: c(n))
+        }
+        for name, (call, n) in COMPILED.items()
+    }
+
+
+if __name__ == "__main__":
+    json.dump({"keys": count_keys, "compile": compile_all}[sys.argv[1]](), sys.stdout)
