@@ -17,8 +17,6 @@ from torch import Tensor
 
 from kernels import checks
 
-# Enough to fill the 132 multiprocessors of an H200 with the six programs that each has room for.
-MAX_SHARED_PROGRAMS = 792
 LOG2E = tl.constexpr(math.log2(math.e))
 # Stands for minus infinity: finite, so that a difference of two is 0 and not NaN.
 LOWEST = tl.constexpr(-1.0e30)
@@ -124,6 +122,7 @@ def paged_attention_decode_kernel(
     HEAD_DIM: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_G: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SPLIT: tl.constexpr,
     SHARED: tl.constexpr,
@@ -154,7 +153,6 @@ def paged_attention_decode_kernel(
     offs_h = kv_head * GROUP + offs_g
     mask_h = offs_g < GROUP
     mask = mask_h[:, None] & (offs_d < HEAD_DIM)
-    out_ptrs = out_ptr + seq * stride_ot + offs_h[:, None] * stride_oh + offs_d
     num_heads = tl.num_programs(0) * GROUP
     row = (seq * num_heads + offs_h) * max_splits
     run_acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
@@ -243,23 +241,35 @@ def paged_attention_decode_kernel(
             tl.debug_barrier()
             finishes = tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == tl.cdiv(end - first, share) - 1
         if finishes:
+            # Rows that only fill up the matrix product are left out of the merging.
+            offs_m = tl.arange(0, BLOCK_M)
+            mask_m = offs_m < GROUP
+            merge_heads = kv_head * GROUP + offs_m
+            merge_row = (seq * num_heads + merge_heads) * max_splits
+            mask_md = mask_m[:, None] & (offs_d < HEAD_DIM)
+            acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+            peak = tl.full([BLOCK_M], LOWEST, tl.float32)
+            total = tl.zeros([BLOCK_M], tl.float32)
             for split in tl.range(first, end, loop_unroll_factor=4):
-                at = row + split
+                at = merge_row + split
                 # Past L1, which does not see what other multiprocessors wrote.
                 split_acc = tl.load(
-                    partial_ptr + at[:, None] * HEAD_DIM + offs_d, mask=mask, other=0.0, cache_modifier=".cg"
+                    partial_ptr + at[:, None] * HEAD_DIM + offs_d,
+                    mask=mask_md,
+                    other=0.0,
+                    cache_modifier=".cg",
                 )
-                split_peak = tl.load(stats_ptr + at * 2, mask=mask_h, other=0.0, cache_modifier=".cg")
-                split_total = tl.load(stats_ptr + at * 2 + 1, mask=mask_h, other=0.0, cache_modifier=".cg")
-                run_acc, run_peak, run_total = _merge(
-                    run_acc, run_peak, run_total, split_acc, split_peak, split_total
-                )
-            result = finish_rows(run_acc, run_peak, run_total, sinks_ptr, offs_h, mask_h)
-            tl.store(out_ptrs, result.to(out_ptr.dtype.element_ty), mask=mask)
+                split_peak = tl.load(stats_ptr + at * 2, mask=mask_m, other=0.0, cache_modifier=".cg")
+                split_total = tl.load(stats_ptr + at * 2 + 1, mask=mask_m, other=0.0, cache_modifier=".cg")
+                acc, peak, total = _merge(acc, peak, total, split_acc, split_peak, split_total)
+            merged = finish_rows(acc, peak, total, sinks_ptr, merge_heads, mask_m)
+            merged_ptrs = out_ptr + seq * stride_ot + merge_heads[:, None] * stride_oh + offs_d
+            tl.store(merged_ptrs, merged.to(out_ptr.dtype.element_ty), mask=mask_md)
             # The next launch counts from 0 again.
             tl.store(arrived_ptr, 0)
     else:
         result = finish_rows(run_acc, run_peak, run_total, sinks_ptr, offs_h, mask_h)
+        out_ptrs = out_ptr + seq * stride_ot + offs_h[:, None] * stride_oh + offs_d
         tl.store(out_ptrs, result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -297,9 +307,14 @@ def split_size(head_dim: int) -> int:
     return 128 if head_dim == 64 else 512
 
 
-def num_shared_programs(batch: int, num_kv_heads: int, splits: int) -> int:
+def max_shared_programs(head_dim: int) -> int:
+    """Programs that run at once on the 132 multiprocessors of an H200, or nearly: six each, or five."""
+    return 792 if head_dim == 64 else 660
+
+
+def num_shared_programs(batch: int, num_kv_heads: int, head_dim: int, splits: int) -> int:
     """How many programs share one sequence and head; it depends on the sizes of batch and table alone."""
-    most = max(1, MAX_SHARED_PROGRAMS // max(1, batch * num_kv_heads))
+    most = max(1, max_shared_programs(head_dim) // max(1, batch * num_kv_heads))
     share = triton.cdiv(splits, most)
     return triton.cdiv(splits, share)
 
@@ -449,7 +464,7 @@ def paged_attention_decode(
     if check:
         check_attention(query, k_cache, v_cache, block_table, seq_lens, out, window, softcap, sinks)
         _check_decode(query, k_cache, seq_lens, key, value, workspace, splits, launch)
-    shared = num_shared_programs(batch, num_kv_heads, splits)
+    shared = num_shared_programs(batch, num_kv_heads, head_dim, splits)
     if workspace is None and shared > 1:
         workspace = decode_workspace(
             batch, num_heads, num_kv_heads, head_dim, table_width * block_size, query.device
@@ -489,6 +504,7 @@ def paged_attention_decode(
         "HEAD_DIM": head_dim,
         "GROUP": group,
         "BLOCK_G": max(16, triton.next_power_of_2(group)),
+        "BLOCK_M": triton.next_power_of_2(group),
         "BLOCK_D": triton.next_power_of_2(head_dim),
         "SPLIT": split_size(head_dim),
         "SHARED": shared > 1,

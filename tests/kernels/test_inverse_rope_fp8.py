@@ -155,7 +155,7 @@ def test_bytes_at_the_borders():
     o = torch.zeros(len(absmax), 1, 128)
     o[:, 0, 0] = absmax
     o[:, 0, 1] = -absmax / 3
-    cos_sin = torch.tensor([[1.0, 0.0]]).cuda()
+    cos_sin = torch.tensor([[1.0, 1.0, 0.0, 0.0]]).cuda()
     positions = torch.zeros(len(o), dtype=torch.int64, device="cuda")
     values, scales = fp8.inverse_rope_fp8(o.cuda(), positions, cos_sin, 1)
     want, want_scales = reference.quantise_fp8(o, 128)
@@ -200,7 +200,12 @@ def test_wrong_arguments_are_named(memory, rng):
         ({"positions": case.positions[1:]}, r"positions must have shape \[5\], but has \[4\]"),
         ({"o": case.o[..., :100]}, "o's last dim must be a multiple of 128, but is 100"),
         ({"o": case.o[..., :128], "packed": True}, "packed scales need a last dim of 512, but it is 128"),
+        ({"o": case.o.as_strided((5, 2, 512), (1025, 512, 1))}, "o.s strides must be multiples of 8"),
         ({"cos_sin": case.cos_sin.double()}, "cos_sin must be float32, but is float64"),
+        (
+            {"cos_sin": case.cos_sin.as_strided((5, 64), (66, 1))},
+            "cos_sin's row stride must be a multiple of 4",
+        ),
         ({"cos_sin": case.cos_sin[:, :63]}, "cos_sin must have an even width of at most 128, but it is 63"),
     ]:
         with pytest.raises(ValueError, match=message):

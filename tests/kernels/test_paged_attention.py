@@ -92,7 +92,7 @@ class Decode:
 def run(memory, rng, monkeypatch, case, seed):
     case = dict(case)
     most = 10**6 if case.pop("shared") else 1
-    monkeypatch.setattr(pa, "MAX_SHARED_PROGRAMS", most)
+    monkeypatch.setattr(pa, "max_shared_programs", lambda _, most=most: most)
     monkeypatch.setattr(pa, "split_size", lambda _: 32)
     options = {option: case.pop(option) for option in ("window", "softcap")}
     decode = Decode(memory, rng, lengths_for(case["block_size"], seed), **case)
@@ -154,7 +154,7 @@ def test_a_result_does_not_depend_on_the_batch(memory, rng, monkeypatch, append)
     )
     cache, outs = decode.cache, []
     for most in (1, 4, 10**6):
-        monkeypatch.setattr(pa, "MAX_SHARED_PROGRAMS", most)
+        monkeypatch.setattr(pa, "max_shared_programs", lambda _, most=most: most)
         for rows in (slice(None), slice(0, 1)):
             out = pa.paged_attention_decode(
                 decode.query[rows],
@@ -169,7 +169,7 @@ def test_a_result_does_not_depend_on_the_batch(memory, rng, monkeypatch, append)
 
 
 def test_a_workspace_serves_one_step_after_another(memory, rng, monkeypatch, device):
-    monkeypatch.setattr(pa, "MAX_SHARED_PROGRAMS", 10**6)
+    monkeypatch.setattr(pa, "max_shared_programs", lambda _: 10**6)
     monkeypatch.setattr(pa, "split_size", lambda _: 16)
     shape = {"group": 2, "head_dim": 64, "block_size": 16, "dtype": torch.float32}
     workspace = pa.decode_workspace(4, 4, 2, 64, 96, device)
