@@ -5,6 +5,7 @@ tells its compile key and can be compiled for a GPU that is not there. Tensors m
 Not for a process with `TRITON_INTERPRET=1`, where kernels are Python functions and have neither.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,11 @@ from triton.compiler import compile as compile_source
 from triton.runtime.jit import JITFunction, compute_cache_key, create_function_from_signature
 
 HOPPER = GPUTarget("cuda", 90, 32)
+
+
+@functools.cache
+def _binder(kernel: JITFunction, target: GPUTarget) -> Callable[..., Any]:
+    return create_function_from_signature(kernel.signature, kernel.params, make_backend(target))
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,8 @@ class RecordedLaunch:
 
     def _bind(self, target: GPUTarget) -> tuple[Any, ...]:
         backend = make_backend(target)
-        binder = create_function_from_signature(self.kernel.signature, self.kernel.params, backend)
         kwargs = {"debug": False, "instrumentation_mode": "", **self.kwargs}
-        return backend, kwargs, *binder(*self.args, **kwargs)
+        return backend, kwargs, *_binder(self.kernel, target)(*self.args, **kwargs)
 
     def key(self, target: GPUTarget = HOPPER) -> str:
         """What Triton looks a compiled kernel up by: two launches with one key share one compilation."""

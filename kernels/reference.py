@@ -169,11 +169,11 @@ def layer_norm(
 
 
 def gelu(x: Tensor, name: str, *, dtype: torch.dtype = torch.float64) -> Tensor:
-    """GELU as model configs name it: `gelu` by erf; `gelu_new` and its synonyms by tanh; `quick_gelu`."""
+    """GELU as model configs name it: `gelu` and `gelu_python` by erf, `quick_gelu`, the others by tanh."""
     x = x.to(dtype)
     if name == "quick_gelu":
         return x * torch.sigmoid(1.702 * x)
-    return F.gelu(x, approximate="none" if name == "gelu" else "tanh")
+    return F.gelu(x, approximate="none" if name in {"gelu", "gelu_python"} else "tanh")
 
 
 def silu_and_mul(x: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -209,3 +209,39 @@ def quantise_fp8(x: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     chunks = x.unflatten(-1, (-1, chunk))
     scale = fp8_scale(chunks.abs().amax(-1))
     return (chunks / scale[..., None]).clamp(-FP8_MAX, FP8_MAX).flatten(-2), scale
+
+
+def _philox(seed: Tensor, c0: Tensor, c1: Tensor) -> Tensor:
+    """The first of four 32-bit words of Philox 4x32-10, with counters (c0, c1, 0, 0), as int64."""
+    word = 0xFFFFFFFF
+    zero = torch.zeros_like(c0 + c1)
+    counters = [c0 + zero, c1 + zero, zero, zero]
+    low, high = seed & word, (seed >> 32) & word
+    for _ in range(10):
+        products = []
+        for multiplier, counter in ((0xD2511F53, counters[0]), (0xCD9E8D57, counters[2])):
+            # 32 x 32 bits in two halves, so that no product passes 63 bits.
+            lower = counter * (multiplier & 0xFFFF)
+            upper = counter * (multiplier >> 16) + (lower >> 16)
+            products.append((upper >> 16, ((upper & 0xFFFF) << 16) | (lower & 0xFFFF)))
+        (high0, low0), (high2, low2) = products
+        counters = [high2 ^ counters[1] ^ low, low2, high0 ^ counters[3] ^ high, low0]
+        low, high = (low + 0x9E3779B9) & word, (high + 0xBB67AE85) & word
+    return counters[0]
+
+
+def gumbel_noise(seeds: Tensor, positions: Tensor, vocab: int) -> Tensor:
+    """The noise that `kernels.sampling` adds to each token's score: float64 `[batch, vocab]`."""
+    token = torch.arange(vocab, device=seeds.device)[None, :]
+    bits = _philox(seeds.long()[:, None], token, positions.long()[:, None] & 0xFFFFFFFF)
+    uniform = ((bits >> 8).double() + 0.5) / 2**24
+    return -torch.log(-torch.log(uniform))
+
+
+def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """One token a sequence; see `kernels.sampling.sample`."""
+    scores = logits.double()
+    hot = temperatures > 0
+    noise = gumbel_noise(seeds, positions, logits.shape[1])
+    warm = scores / temperatures.double().where(hot, 1.0)[:, None] + noise
+    return torch.where(hot[:, None], warm, scores).argmax(-1)

@@ -92,7 +92,7 @@ class PagedCache:
             assert torch.equal(cache.nan_to_num(123.0), want.nan_to_num(123.0))
 
 
-def _unit(dtype):
+def rounding(dtype):
     """Half the distance from 1 to the next value: the most that one rounding is off, relatively."""
     return torch.finfo(dtype).eps / 2
 
@@ -109,7 +109,7 @@ def attention_bound(reference, query, k_cache, v_cache, *args, scale, softcap=0.
     exact = reference(query, k_cache, v_cache, *args, scale=scale, softcap=softcap, **options).abs()
     weight = reference(query, k_cache, v_cache.abs(), *args, scale=scale, softcap=softcap, **options)
     largest = query.double().norm(dim=-1).max() * k_cache.double().nan_to_num(0).norm(dim=-1).max() * scale
-    fp32 = _unit(torch.float32)
+    fp32 = rounding(torch.float32)
     score = (head_dim + 16) * fp32 * largest + 16 * fp32 * softcap
-    relative = 2 * score + _unit(dtype) + (steps + 16) * fp32
-    return weight * relative + exact * _unit(dtype) + torch.finfo(dtype).smallest_normal
+    relative = 2 * score + rounding(dtype) + (steps + 16) * fp32
+    return weight * relative + exact * rounding(dtype) + torch.finfo(dtype).smallest_normal

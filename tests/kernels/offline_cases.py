@@ -7,7 +7,17 @@ import sys
 
 import torch
 
-from kernels import inverse_rope_fp8, kv_append, paged_attention
+from kernels import (
+    activation,
+    block_ops,
+    embedding,
+    inverse_rope_fp8,
+    kv_append,
+    norms,
+    paged_attention,
+    rotary,
+    sampling,
+)
 from kernels.offline import launches
 
 TOKEN_COUNTS = [*range(1, 4097), 2**19]
@@ -71,6 +81,32 @@ def quantise(specialize, **options):
     return call
 
 
+def rotate(n):
+    rotary.rotary_embedding(meta(n, 16, 128), meta(n, 8, 128), ints(n), meta(4096, 128, dtype=torch.float32))
+
+
+def rotate_and_append(n):
+    query, key, value = meta(n, 32, 128).split([16, 8, 8], 1)
+    weights = {"q_weight": meta(128), "k_weight": meta(128)}
+    cos_sin, pages = meta(4096, 128, dtype=torch.float32), cache(8, 128)
+    rotary.rotary_kv_append(query, key, value, ints(n), cos_sin, pages, pages, ints(n), **weights)
+
+
+def layer_norm(n):
+    norms.add_layer_norm(meta(n, 768), meta(n, 768), meta(768), meta(768), 1e-5)
+
+
+def sample(n):
+    state = (meta(n, dtype=torch.float32), ints(n, dtype=torch.int64), ints(n))
+    sampling.sample(meta(n, 50257), *state)
+
+
+def advance(n):
+    names = ("token_ids", "positions", "seq_lens", "slot_mapping", "finished", "sampled", "max_lens")
+    state = {name: ints(n) for name in names}
+    block_ops.advance_step(**state, stop_ids=ints(n, 2), block_table=ints(n, 64), block_size=16)
+
+
 # How many keys each has over 1..4096 tokens, and over those and 2**19.
 KEYS = {
     "kv_append_triton": (append(kv_append.kv_append_triton, ints, ints, ints), 1, 1),
@@ -90,6 +126,22 @@ KEYS = {
     "inverse_rope_fp8_default": (quantise("default"), 4, 5),
     "inverse_rope_fp8_num_tokens": (quantise("num_tokens"), 2, 3),
     "inverse_rope_fp8_complete": (quantise("complete"), 1, 1),
+    "rotary_embedding": (rotate, 1, 1),
+    "rotary_kv_append": (rotate_and_append, 1, 1),
+    "add_layer_norm": (
+        lambda n: norms.add_layer_norm(meta(n, 768), meta(n, 768), meta(768), meta(768), 1e-5),
+        1,
+        1,
+    ),
+    "add_rms_norm": (lambda n: norms.add_rms_norm(meta(n, 1024), meta(n, 1024), meta(1024), 1e-5), 1, 1),
+    "bias_gelu": (lambda n: activation.bias_gelu(meta(n, 3072), meta(3072), "gelu_new"), 1, 1),
+    "silu_and_mul": (lambda n: activation.silu_and_mul(meta(n, 6144)), 1, 1),
+    "embed": (lambda n: embedding.embed(ints(n), meta(50257, 768), ints(n), meta(1024, 768)), 1, 1),
+    # Two kernels.
+    "sample": (sample, 2, 2),
+    "copy_blocks": (lambda n: block_ops.copy_blocks(cache(), cache(), ints(n, 2)), 1, 1),
+    "patch_block_table": (lambda n: block_ops.patch_block_table(ints(n, 64), ints(n, 3)), 1, 1),
+    "advance_step": (advance, 1, 1),
 }
 
 # Every kernel in the forms that differ in what is compiled, not only in constants.
@@ -102,6 +154,10 @@ COMPILED = {
     ),
     "paged_attention_decode, fp16, wide heads": (decode(16, 2, 256, torch.float16, block_size=64), 5),
     "paged_attention_decode, fp32": (decode(8, 4, 128, torch.float32), 2048),
+    "add_rms_norm, first": (lambda n: norms.add_rms_norm(meta(n, 1024), None, meta(1024), 1e-5), 5),
+    "bias_gelu, exact": (lambda n: activation.bias_gelu(meta(n, 3072), None, "gelu"), 5),
+    "bias_gelu, quick": (lambda n: activation.bias_gelu(meta(n, 3072), None, "quick_gelu"), 5),
+    "embed, no positions": (lambda n: embedding.embed(ints(n), meta(50257, 768)), 5),
     "inverse_rope_fp8, packed": (quantise("complete", packed=True), 5),
 }
 
