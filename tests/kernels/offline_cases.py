@@ -15,6 +15,7 @@ from kernels import (
     kv_append,
     norms,
     paged_attention,
+    prefill_attention,
     rotary,
     sampling,
 )
@@ -62,6 +63,18 @@ def decode(num_heads=12, num_kv_heads=12, head_dim=64, dtype=BF16, block_size=16
             sinks=meta(num_heads) if options.get("sinks") else None,
             window=options.get("window", 0),
             softcap=options.get("softcap", 0.0),
+        )
+
+    return call
+
+
+def prefill(num_heads=12, num_kv_heads=12, head_dim=64, dtype=BF16, block_size=16, **options):
+    def call(n):
+        pages = cache(num_kv_heads, head_dim, block_size, dtype)
+        query = meta(n, num_heads, head_dim, dtype=dtype)
+        sinks = meta(num_heads) if options.pop("sinks", False) else None
+        prefill_attention.paged_attention_prefill(
+            query, pages, pages, ints(3, 64), ints(4), ints(3), n, sinks=sinks, **options
         )
 
     return call
@@ -121,6 +134,8 @@ KEYS = {
     "compute_slot_mapping": (lambda n: kv_append.compute_slot_mapping(ints(n, 64), ints(n), 16), 1, 1),
     # One where programs share a sequence, one where each has its own.
     "paged_attention_decode": (decode(), 2, 2),
+    # One for up to 64 tokens, one for more.
+    "paged_attention_prefill": (prefill(), 2, 2),
     # 1, a multiple of 16 or neither, times whether the padded stride is such a multiple: four occur.
     # 2**19 tokens of 4096 values make one more, with a stride that needs 64 bits.
     "inverse_rope_fp8_default": (quantise("default"), 4, 5),
@@ -154,6 +169,11 @@ COMPILED = {
     ),
     "paged_attention_decode, fp16, wide heads": (decode(16, 2, 256, torch.float16, block_size=64), 5),
     "paged_attention_decode, fp32": (decode(8, 4, 128, torch.float32), 2048),
+    "paged_attention_prefill, short": (prefill(16, 8, 128), 5),
+    "paged_attention_prefill, long": (prefill(16, 8, 128), 500),
+    "paged_attention_prefill, all options": (prefill(28, 4, 112, sinks=True, window=100, softcap=30.0), 500),
+    "paged_attention_prefill, fp16, wide heads": (prefill(16, 2, 256, torch.float16, block_size=64), 500),
+    "paged_attention_prefill, fp32": (prefill(8, 4, 128, torch.float32), 500),
     "add_rms_norm, first": (lambda n: norms.add_rms_norm(meta(n, 1024), None, meta(1024), 1e-5), 5),
     "bias_gelu, exact": (lambda n: activation.bias_gelu(meta(n, 3072), None, "gelu"), 5),
     "bias_gelu, quick": (lambda n: activation.bias_gelu(meta(n, 3072), None, "quick_gelu"), 5),
