@@ -134,7 +134,7 @@ KEYS = {
     "compute_slot_mapping": (lambda n: kv_append.compute_slot_mapping(ints(n, 64), ints(n), 16), 1, 1),
     # One where programs share a sequence, one where each has its own.
     "paged_attention_decode": (decode(), 2, 2),
-    # One for up to 64 tokens, one for more.
+    # One for up to 128 tokens, one for more.
     "paged_attention_prefill": (prefill(), 2, 2),
     # 1, a multiple of 16 or neither, times whether the padded stride is such a multiple: four occur.
     # 2**19 tokens of 4096 values make one more, with a stride that needs 64 bits.
