@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks
+from kernels.sizes import cdiv, next_power_of_2
 
 # What model configs call them, by what they compute.
 GELU_KINDS = {
@@ -95,8 +96,8 @@ def bias_gelu(
         if bias is not None:
             checks.shaped("bias", bias, width)
         checks.require(kind in GELU_KINDS, f"kind must be one of {', '.join(GELU_KINDS)}, but is {kind!r}")
-    block = min(1024, triton.next_power_of_2(width))
-    bias_gelu_kernel[(num_tokens, triton.cdiv(width, block))](
+    block = min(1024, next_power_of_2(width))
+    bias_gelu_kernel[(num_tokens, cdiv(width, block))](
         out, x, bias, x.stride(0), WIDTH=width, KIND=GELU_KINDS[kind], BLOCK=block
     )
     return out
@@ -122,8 +123,6 @@ def silu_and_mul(x: Tensor, *, out: Tensor | None = None, check: bool = True) ->
     if check:
         checks.require(x.shape[1] % 2 == 0, f"x must have an even width, but it is {x.shape[1]}")
         _check(x, out, width)
-    block = min(1024, triton.next_power_of_2(width))
-    silu_and_mul_kernel[(num_tokens, triton.cdiv(width, block))](
-        out, x, x.stride(0), WIDTH=width, BLOCK=block
-    )
+    block = min(1024, next_power_of_2(width))
+    silu_and_mul_kernel[(num_tokens, cdiv(width, block))](out, x, x.stride(0), WIDTH=width, BLOCK=block)
     return out

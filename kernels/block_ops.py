@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks
+from kernels.sizes import cdiv, next_power_of_2
 
 
 @triton.jit(do_not_specialize=["pairs_ptr"])
@@ -50,8 +51,8 @@ def copy_blocks(k_cache: Tensor, v_cache: Tensor, pairs: Tensor, *, check: bool 
         )
         checks.index("pairs", pairs, None, 2)
         checks.require(pairs.is_contiguous(), "pairs must be contiguous")
-    block = min(2048, triton.next_power_of_2(numel))
-    copy_blocks_kernel[(pairs.shape[0], num_layers, triton.cdiv(numel, block))](
+    block = min(2048, next_power_of_2(numel))
+    copy_blocks_kernel[(pairs.shape[0], num_layers, cdiv(numel, block))](
         k_cache, v_cache, pairs, k_cache.stride(0), BLOCK_NUMEL=numel, BLOCK=block
     )
 
@@ -85,7 +86,7 @@ def patch_block_table(block_table: Tensor, patches: Tensor, *, check: bool = Tru
         checks.index("patches", patches, None, 3)
         checks.require(patches.is_contiguous(), "patches must be contiguous")
     num_patches, block = patches.shape[0], 128
-    patch_block_table_kernel[(triton.cdiv(num_patches, block),)](
+    patch_block_table_kernel[(cdiv(num_patches, block),)](
         block_table, patches, num_patches, block_table.stride(0), BLOCK=block
     )
 
@@ -187,7 +188,7 @@ def advance_step(
         power = block_size > 0 and block_size & (block_size - 1) == 0
         checks.require(power, f"block_size must be a power of two, but is {block_size}")
     block = 128
-    advance_step_kernel[(triton.cdiv(num_seqs, block),)](
+    advance_step_kernel[(cdiv(num_seqs, block),)](
         token_ids,
         positions,
         seq_lens,

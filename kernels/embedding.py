@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks
+from kernels.sizes import cdiv, next_power_of_2
 
 
 @triton.jit(do_not_specialize=["token_ids_ptr", "positions_ptr"])
@@ -76,8 +77,8 @@ def embed(
                 checks.typed(name, table, *checks.FLOATS)
                 checks.shaped(name, table, None, hidden)
                 checks.rows(name, table)
-    block = min(1024, triton.next_power_of_2(hidden))
-    embedding_kernel[(num_tokens, triton.cdiv(hidden, block))](
+    block = min(1024, next_power_of_2(hidden))
+    embedding_kernel[(num_tokens, cdiv(hidden, block))](
         out,
         token_ids,
         weight,

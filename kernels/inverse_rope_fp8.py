@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks
+from kernels.sizes import cdiv
 
 CHUNK = 128
 FP8_MAX = tl.constexpr(448.0)
@@ -235,7 +236,7 @@ def _outputs(o: Tensor, num_groups: int, *, packed: bool) -> tuple[Tensor, Tenso
     fp8 = torch.empty(
         num_groups, num_tokens, heads_per_group * head_dim, dtype=torch.float8_e4m3fn, device=o.device
     )
-    padded = triton.cdiv(num_tokens, PADDED.value) * PADDED.value
+    padded = cdiv(num_tokens, PADDED.value) * PADDED.value
     num_scales = heads_per_group * (1 if packed else head_dim // CHUNK)
     dtype = torch.int32 if packed else torch.float32
     return fp8, torch.empty(num_groups, num_scales, padded, dtype=dtype, device=o.device)
@@ -320,7 +321,7 @@ def inverse_rope_fp8(
         _check(o, positions, cos_sin, num_groups, specialize, packed=packed)
     fp8, scales = buffers or _outputs(o, num_groups, packed=packed)
     num_tokens, num_heads, head_dim = o.shape
-    _KERNELS[specialize][(triton.cdiv(num_tokens, BLOCK_T) * num_heads,)](
+    _KERNELS[specialize][(cdiv(num_tokens, BLOCK_T) * num_heads,)](
         o,
         positions,
         cos_sin,
@@ -342,6 +343,8 @@ def inverse_rope_fp8(
         PACKED=packed,
         BLOCK_T=BLOCK_T,
         num_warps=NUM_WARPS,
+        # With 64 registers a multiprocessor holds 32 programs of a warp, the most that it takes.
+        maxnreg=64,
         enable_fp_fusion=False,
     )
     return fp8.transpose(0, 1), scales[:, :, :num_tokens].transpose(1, 2)

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks
+from kernels.sizes import cdiv, next_power_of_2
 
 
 def kv_append_torch_indexed(
@@ -264,8 +265,8 @@ def _sizes(k_cache: Tensor, key: Tensor, value: Tensor) -> dict[str, int]:
         "stride_vh": value.stride(1),
         "NUM_HEADS": num_heads,
         "HEAD_DIM": head_dim,
-        "BLOCK_H": triton.next_power_of_2(num_heads),
-        "BLOCK_D": triton.next_power_of_2(head_dim),
+        "BLOCK_H": next_power_of_2(num_heads),
+        "BLOCK_D": next_power_of_2(head_dim),
     }
 
 
@@ -467,7 +468,7 @@ def compute_slot_mapping(
         power = block_size > 0 and block_size & (block_size - 1) == 0
         checks.require(power, f"block_size must be a power of two, but is {block_size}")
     block_b = 256
-    slot_mapping_kernel[(triton.cdiv(num_seqs, block_b),)](
+    slot_mapping_kernel[(cdiv(num_seqs, block_b),)](
         out,
         block_table,
         positions,

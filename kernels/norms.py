@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks
+from kernels.sizes import next_power_of_2
 
 
 @triton.jit
@@ -70,7 +71,7 @@ def _add_norm(
                 checks.shaped(name, tensor, num_tokens, hidden)
                 checks.rows(name, tensor)
     num_tokens, hidden = x.shape
-    block = triton.next_power_of_2(hidden)
+    block = next_power_of_2(hidden)
     add_norm_kernel[(num_tokens,)](
         out,
         x,

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks
+from kernels.sizes import cdiv, next_power_of_2
 
 LOG2E = tl.constexpr(math.log2(math.e))
 # Stands for minus infinity: finite, so that a difference of two is 0 and not NaN.
@@ -315,15 +316,15 @@ def max_shared_programs(head_dim: int) -> int:
 def num_shared_programs(batch: int, num_kv_heads: int, head_dim: int, splits: int) -> int:
     """How many programs share one sequence and head; it depends on the sizes of batch and table alone."""
     most = max(1, max_shared_programs(head_dim) // max(1, batch * num_kv_heads))
-    share = triton.cdiv(splits, most)
-    return triton.cdiv(splits, share)
+    share = cdiv(splits, most)
+    return cdiv(splits, share)
 
 
 def decode_workspace(
     batch: int, num_heads: int, num_kv_heads: int, head_dim: int, max_tokens: int, device: torch.device | str
 ) -> DecodeWorkspace:
     """Buffers for `batch` sequences with a block table of up to `max_tokens` positions."""
-    splits = triton.cdiv(max_tokens, split_size(head_dim))
+    splits = cdiv(max_tokens, split_size(head_dim))
     return DecodeWorkspace(
         torch.empty(batch * num_heads * splits * head_dim, dtype=torch.float32, device=device),
         torch.empty(batch * num_heads * splits * 2, dtype=torch.float32, device=device),
@@ -458,7 +459,7 @@ def paged_attention_decode(
     batch, num_heads, head_dim = query.shape
     _, block_size, num_kv_heads, _ = k_cache.shape
     table_width = block_table.shape[1]
-    splits = triton.cdiv(table_width * block_size, split_size(head_dim))
+    splits = cdiv(table_width * block_size, split_size(head_dim))
     if out is None:
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
     if check:
@@ -503,9 +504,9 @@ def paged_attention_decode(
         "CACHE_BLOCK_SIZE": block_size,
         "HEAD_DIM": head_dim,
         "GROUP": group,
-        "BLOCK_G": max(16, triton.next_power_of_2(group)),
-        "BLOCK_M": triton.next_power_of_2(group),
-        "BLOCK_D": triton.next_power_of_2(head_dim),
+        "BLOCK_G": max(16, next_power_of_2(group)),
+        "BLOCK_M": next_power_of_2(group),
+        "BLOCK_D": next_power_of_2(head_dim),
         "SPLIT": split_size(head_dim),
         "SHARED": shared > 1,
     }

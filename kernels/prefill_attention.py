@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kernels import checks
 from kernels.paged_attention import LOG2E, LOWEST, capped, check_attention, finish_rows, tile_offsets
+from kernels.sizes import cdiv, next_power_of_2
 
 
 @triton.jit
@@ -264,7 +265,7 @@ def paged_attention_prefill(
         checks.require(scale is None or scale > 0, f"scale must be positive, but is {scale}")
     scale = head_dim**-0.5 if scale is None else scale
     launch = prefill_launch(head_dim, query.dtype, max_seqlen_q)
-    paged_attention_prefill_kernel[(num_heads, batch, triton.cdiv(max_seqlen_q, launch["BLOCK_M"]))](
+    paged_attention_prefill_kernel[(num_heads, batch, cdiv(max_seqlen_q, launch["BLOCK_M"]))](
         out,
         query,
         k_cache,
@@ -284,7 +285,7 @@ def paged_attention_prefill(
         CACHE_BLOCK_SIZE=block_size,
         HEAD_DIM=head_dim,
         GROUP=num_heads // num_kv_heads,
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_D=next_power_of_2(head_dim),
         **launch,
     )
     return out

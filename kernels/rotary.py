@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks
+from kernels.sizes import cdiv, next_power_of_2
 
 
 @triton.jit
@@ -21,24 +22,24 @@ def _rotate_and_store(
     cos,
     sin,
     eps,
-    NUM_HEADS: tl.constexpr,
+    num_heads,
     HEAD_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_REST: tl.constexpr,
 ):
-    """Norm (with `weight_ptr`), rotate and store the NUM_HEADS rows at `x_ptr`."""
+    """Norm (with `weight_ptr`), rotate and store the first `num_heads` rows at `x_ptr`."""
     half: tl.constexpr = ROTARY_DIM // 2
     offs_h = tl.arange(0, BLOCK_H)[:, None]
     offs_r = tl.arange(0, BLOCK_R)
     mask_r = offs_r < half
-    mask = (offs_h < NUM_HEADS) & mask_r[None, :]
+    mask = (offs_h < num_heads) & mask_r[None, :]
     x_ptrs = x_ptr + offs_h * stride_xh + offs_r[None, :]
     first = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
     second = tl.load(x_ptrs + half, mask=mask, other=0.0).to(tl.float32)
     offs_rest = ROTARY_DIM + tl.arange(0, BLOCK_REST)
-    mask_rest = (offs_h < NUM_HEADS) & (offs_rest < HEAD_DIM)[None, :]
+    mask_rest = (offs_h < num_heads) & (offs_rest < HEAD_DIM)[None, :]
     if ROTARY_DIM < HEAD_DIM:
         rest = tl.load(x_ptr + offs_h * stride_xh + offs_rest[None, :], mask=mask_rest, other=0.0).to(
             tl.float32
@@ -87,28 +88,31 @@ def rotary_kernel(
     stride_cp,
     stride_ch,
     CACHE_BLOCK_SIZE: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
-    BLOCK_G: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Grid: (tokens, KV heads). A program takes a token's KV head and the query heads that share it.
+    """Grid: (tokens, runs of BLOCK_KV heads). A program takes a run of KV heads and their query heads.
 
     Queries are rotated in place; so are keys, unless there is a slot mapping: then keys and values go to
     their slots, and a negative slot is left out.
     """
     token = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1).to(tl.int64)
+    first_head = tl.program_id(1).to(tl.int64) * BLOCK_KV
+    num_heads = tl.minimum(NUM_KV_HEADS - first_head, BLOCK_KV).to(tl.int32)
     position = tl.load(positions_ptr + token).to(tl.int64)
     offs_r = tl.arange(0, BLOCK_R)
     mask_r = offs_r < ROTARY_DIM // 2
     row_ptr = cos_sin_ptr + position * stride_cs + offs_r
     cos = tl.load(row_ptr, mask=mask_r, other=0.0)[None, :]
     sin = tl.load(row_ptr + ROTARY_DIM // 2, mask=mask_r, other=0.0)[None, :]
-    query_ptr += token * stride_qt + kv_head * GROUP * stride_qh
+    query_ptr += token * stride_qt + first_head * GROUP * stride_qh
     _rotate_and_store(
         query_ptr,
         query_ptr,
@@ -118,28 +122,28 @@ def rotary_kernel(
         cos,
         sin,
         eps,
-        GROUP,
+        num_heads * GROUP,
         HEAD_DIM,
         ROTARY_DIM,
-        BLOCK_G,
+        BLOCK_Q,
         BLOCK_R,
         BLOCK_REST,
     )
-    key_ptr += token * stride_kt + kv_head * stride_kh
+    key_ptr += token * stride_kt + first_head * stride_kh
     if slot_mapping_ptr is None:
         _rotate_and_store(
             key_ptr,
             key_ptr,
             k_weight_ptr,
-            0,
-            0,
+            stride_kh,
+            stride_kh,
             cos,
             sin,
             eps,
-            1,
+            num_heads,
             HEAD_DIM,
             ROTARY_DIM,
-            1,
+            BLOCK_KV,
             BLOCK_R,
             BLOCK_REST,
         )
@@ -147,27 +151,29 @@ def rotary_kernel(
         slot = tl.load(slot_mapping_ptr + token).to(tl.int64)
         if slot >= 0:
             target = (slot // CACHE_BLOCK_SIZE) * stride_cb + (slot % CACHE_BLOCK_SIZE) * stride_cp
-            target += kv_head * stride_ch
+            target += first_head * stride_ch
             _rotate_and_store(
                 key_ptr,
                 k_cache_ptr + target,
                 k_weight_ptr,
-                0,
-                0,
+                stride_kh,
+                stride_ch,
                 cos,
                 sin,
                 eps,
-                1,
+                num_heads,
                 HEAD_DIM,
                 ROTARY_DIM,
-                1,
+                BLOCK_KV,
                 BLOCK_R,
                 BLOCK_REST,
             )
-            offs_d = tl.arange(0, BLOCK_D)
-            mask_d = offs_d < HEAD_DIM
-            value = tl.load(value_ptr + token * stride_vt + kv_head * stride_vh + offs_d, mask=mask_d)
-            tl.store(v_cache_ptr + target + offs_d, value, mask=mask_d)
+            offs_h = tl.arange(0, BLOCK_KV)[:, None]
+            offs_d = tl.arange(0, BLOCK_D)[None, :]
+            mask = (offs_h < num_heads) & (offs_d < HEAD_DIM)
+            value_ptr += token * stride_vt + first_head * stride_vh
+            value = tl.load(value_ptr + offs_h * stride_vh + offs_d, mask=mask)
+            tl.store(v_cache_ptr + target + offs_h * stride_ch + offs_d, value, mask=mask)
 
 
 def _check(
@@ -220,7 +226,9 @@ def _launch(
     rotary_dim = cos_sin.shape[1]
     group = num_heads // num_kv_heads
     k_cache, v_cache = caches or (None, None)
-    rotary_kernel[(num_tokens, num_kv_heads)](
+    # About eight query heads a program.
+    block_kv = min(next_power_of_2(num_kv_heads), next_power_of_2(max(1, 8 // group)))
+    rotary_kernel[(num_tokens, cdiv(num_kv_heads, block_kv))](
         query,
         key,
         value,
@@ -237,13 +245,15 @@ def _launch(
         cos_sin.stride(0),
         *(k_cache.stride()[:3] if k_cache is not None else (0, 0, 0)),
         CACHE_BLOCK_SIZE=k_cache.shape[1] if k_cache is not None else 1,
+        NUM_KV_HEADS=num_kv_heads,
         GROUP=group,
         HEAD_DIM=head_dim,
         ROTARY_DIM=rotary_dim,
-        BLOCK_G=triton.next_power_of_2(group),
-        BLOCK_R=triton.next_power_of_2(rotary_dim // 2),
-        BLOCK_REST=triton.next_power_of_2(max(1, head_dim - rotary_dim)),
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_KV=block_kv,
+        BLOCK_Q=next_power_of_2(block_kv * group),
+        BLOCK_R=next_power_of_2(rotary_dim // 2),
+        BLOCK_REST=next_power_of_2(max(1, head_dim - rotary_dim)),
+        BLOCK_D=next_power_of_2(head_dim),
         num_warps=1,
     )
 

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks
+from kernels.sizes import cdiv, next_power_of_2
 
 BLOCK_V = 4096
 
@@ -74,7 +75,7 @@ def sample_best_kernel(out_ptr, scores_ptr, tokens_ptr, NUM_PIECES: tl.constexpr
 
 def sampling_workspace(batch: int, vocab: int, device: torch.device | str) -> SamplingWorkspace:
     """Buffers for batches of up to `batch` sequences."""
-    pieces = triton.cdiv(vocab, BLOCK_V)
+    pieces = cdiv(vocab, BLOCK_V)
     return SamplingWorkspace(
         torch.empty(batch * pieces, dtype=torch.float32, device=device),
         torch.empty(batch * pieces, dtype=torch.int32, device=device),
@@ -113,7 +114,7 @@ def sample(
         out = torch.empty(batch, dtype=torch.int64, device=logits.device)
     if workspace is None:
         workspace = sampling_workspace(batch, vocab, logits.device)
-    pieces = triton.cdiv(vocab, BLOCK_V)
+    pieces = cdiv(vocab, BLOCK_V)
     if check:
         checks.typed("logits", logits, *checks.FLOATS)
         checks.rows("logits", logits)
@@ -128,6 +129,6 @@ def sample(
     sample_pieces_kernel[(batch, pieces)](
         *workspace, logits, temperatures, seeds, positions, logits.stride(0), VOCAB=vocab, BLOCK_V=BLOCK_V
     )
-    block_p = triton.next_power_of_2(pieces)
+    block_p = next_power_of_2(pieces)
     sample_best_kernel[(batch,)](out, *workspace, NUM_PIECES=pieces, BLOCK_P=block_p, num_warps=1)
     return out

@@ -11,6 +11,8 @@ SHAPES = [
     (3, 4, 2, 80, 80, torch.float16, True),
     (5, 7, 1, 96, 48, torch.float32, True),
     (2, 8, 2, 128, 128, torch.float16, False),
+    (3, 12, 12, 64, 64, torch.float16, False),
+    (2, 33, 11, 64, 32, torch.float32, True),
     (4, 6, 3, 112, 28, torch.float16, True),
     pytest.param((64, 16, 8, 128, 128, torch.bfloat16, True), marks=pytest.mark.gpu),
     pytest.param((257, 32, 8, 128, 64, torch.bfloat16, False), marks=pytest.mark.gpu),
