@@ -274,7 +274,7 @@ def paged_attention_decode_kernel(
         tl.store(out_ptrs, result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-_AUTOTUNE_LAUNCHES = (
+AUTOTUNE_LAUNCHES = (
     Launch(16, 1, 3),
     Launch(16, 1, 5),
     Launch(32, 1, 3),
@@ -284,7 +284,7 @@ _AUTOTUNE_LAUNCHES = (
 paged_attention_decode_autotuned_kernel = triton.autotune(
     configs=[
         triton.Config({"BLOCK_N": n, "NUM_STAGES": stages}, num_warps=warps, num_stages=stages)
-        for n, warps, stages in _AUTOTUNE_LAUNCHES
+        for n, warps, stages in AUTOTUNE_LAUNCHES
     ],
     key=["CACHE_BLOCK_SIZE", "HEAD_DIM", "GROUP", "SHARED"],
 )(paged_attention_decode_kernel)

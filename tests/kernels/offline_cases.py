@@ -4,6 +4,7 @@ without the interpreter, it prints compile keys or compiles, as JSON.
 
 import json
 import sys
+from unittest import mock
 
 import torch
 
@@ -20,6 +21,7 @@ from kernels import (
     sampling,
 )
 from kernels.offline import launches
+from kernels.paged_attention import AUTOTUNE_LAUNCHES
 
 TOKEN_COUNTS = [*range(1, 4097), 2**19]
 BF16 = torch.bfloat16
@@ -68,6 +70,16 @@ def decode(num_heads=12, num_kv_heads=12, head_dim=64, dtype=BF16, block_size=16
     return call
 
 
+def decode_as(launch):
+    """Decode with the tile, warps and stages of one of the autotuner's launches."""
+
+    def call(n):
+        with mock.patch.object(paged_attention, "fixed_launch", return_value=launch):
+            decode(16, 8, 128)(n)
+
+    return call
+
+
 def prefill(num_heads=12, num_kv_heads=12, head_dim=64, dtype=BF16, block_size=16, **options):
     def call(n):
         pages = cache(num_kv_heads, head_dim, block_size, dtype)
@@ -80,11 +92,16 @@ def prefill(num_heads=12, num_kv_heads=12, head_dim=64, dtype=BF16, block_size=1
     return call
 
 
+POSITIONS = torch.empty(2**19 + 1, dtype=torch.int64)
+
+
 def quantise(specialize, **options):
     def call(n):
+        # `complete` is to serve slices that do not begin at a multiple of 16 bytes as well.
+        first = n // 16 % 2 if specialize == "complete" else 0
         inverse_rope_fp8.inverse_rope_fp8(
             meta(n, 8, 512),
-            ints(n, dtype=torch.int64),
+            POSITIONS[first : first + n],
             meta(4096, 64, dtype=torch.float32),
             1,
             specialize=specialize,
@@ -169,6 +186,7 @@ COMPILED = {
     ),
     "paged_attention_decode, fp16, wide heads": (decode(16, 2, 256, torch.float16, block_size=64), 5),
     "paged_attention_decode, fp32": (decode(8, 4, 128, torch.float32), 2048),
+    **{f"paged_attention_decode, {launch}": (decode_as(launch), 5) for launch in AUTOTUNE_LAUNCHES},
     "paged_attention_prefill, short": (prefill(16, 8, 128), 5),
     "paged_attention_prefill, long": (prefill(16, 8, 128), 500),
     "paged_attention_prefill, all options": (prefill(28, 4, 112, sinks=True, window=100, softcap=30.0), 500),

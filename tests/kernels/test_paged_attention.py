@@ -5,6 +5,8 @@ import torch
 
 from kernels import paged_attention as pa
 from kernels import reference
+from kernels.kv_append import compute_slot_mapping, kv_append_slot_mapping
+from kernels.prefill_attention import paged_attention_prefill
 from tests.kernels.helpers import PagedCache, attention_bound, pairwise
 
 AXES = {
@@ -146,6 +148,31 @@ def test_long_contexts(memory, rng, dtype, group, head_dim):
     decode.check()
 
 
+@pytest.mark.parametrize("head_dim", [72, 200, 248])
+def test_head_dims_off_every_power_of_two(memory, rng, head_dim):
+    shape = {"group": 2, "head_dim": head_dim, "block_size": 16, "dtype": torch.float16}
+    Decode(memory, rng, [17, 1], append=True, **shape).check()
+
+
+@pytest.mark.gpu
+def test_addresses_beyond_32_bits(rng):
+    num_blocks = 2**31 // (16 * 2 * 64) + 2
+    caches = [torch.zeros(num_blocks, 16, 2, 64, dtype=torch.float16, device="cuda") for _ in range(2)]
+    new = [torch.randn(17, 2, 64, generator=rng).half().cuda() for _ in range(2)]
+    table = torch.tensor([[num_blocks - 1, num_blocks - 3]], dtype=torch.int32, device="cuda")
+    positions = torch.arange(17, device="cuda")
+    slots = compute_slot_mapping(table.expand(17, 2), positions, 16)
+    kv_append_slot_mapping(*caches, *new, slots)
+    query = torch.randn(17, 4, 64, generator=rng).half().cuda()
+    seq_lens = torch.tensor([17], device="cuda")
+    want = reference.attention(query, *new, scale=0.125)
+    # An address gone wrong finds zeros: the result is then off by far more than fp16 rounding.
+    got = paged_attention_prefill(query, *caches, table, torch.tensor([0, 17], device="cuda"), seq_lens, 17)
+    assert (got.double() - want).abs().max() < 0.01
+    got = pa.paged_attention_decode(query[-1:], *caches, table, seq_lens)
+    assert (got.double() - want[-1]).abs().max() < 0.01
+
+
 @pytest.mark.parametrize("append", [False, True])
 def test_a_result_does_not_depend_on_the_batch(memory, rng, monkeypatch, append):
     monkeypatch.setattr(pa, "split_size", lambda _: 32)
@@ -199,6 +226,37 @@ def test_autotune_gives_the_same(memory, rng, monkeypatch, device):
         monkeypatch.setattr(kernel, "_do_bench", lambda call, quantiles: call() or [1.0] * len(quantiles))
     decode = Decode(memory, rng, [40, 17], group=2, head_dim=64, block_size=16, dtype=torch.float16)
     decode.check(launch="autotune")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shared", [1, 10**6])
+def test_a_captured_launch_follows_growing_sequences(memory, rng, monkeypatch, shared):
+    monkeypatch.setattr(pa, "max_shared_programs", lambda _: shared)
+    shape = {"group": 2, "head_dim": 128, "block_size": 16, "dtype": torch.float16}
+    decode = Decode(memory, rng, [700, 1, 130, 300], **shape)
+    cache = decode.cache
+    given = (decode.query, cache.k_cache, cache.v_cache, cache.block_table)
+    seq_lens = torch.ones_like(cache.seq_lens)
+    out = torch.empty_like(decode.query)
+    buffers = {"out": out, "workspace": pa.decode_workspace(4, 4, 2, 128, 720, "cuda")}
+    pa.paged_attention_decode(*given, seq_lens, **buffers)
+    allocated = torch.cuda.memory_stats()["allocation.all.allocated"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        pa.paged_attention_decode(*given, seq_lens, **buffers)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == allocated
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        pa.paged_attention_decode(*given, seq_lens, **buffers)
+    for lengths in ([700, 1, 130, 300], [1, 1, 129, 0], [513, 1, 16, 257]):
+        seq_lens.copy_(torch.tensor(lengths))
+        out.fill_(torch.nan)
+        graph.replay()
+        exact = reference.paged_attention_decode(*given, seq_lens, scale=decode.scale)
+        bound = attention_bound(reference.paged_attention_decode, *given, seq_lens, scale=decode.scale)
+        assert ((out.double() - exact).abs() <= bound).all()
 
 
 def test_wrong_arguments_are_named(memory, rng, device):
