@@ -241,12 +241,9 @@ def test_a_captured_launch_follows_growing_sequences(memory, rng, monkeypatch, s
     buffers = {"out": out, "workspace": pa.decode_workspace(4, 4, 2, 128, 720, "cuda")}
     pa.paged_attention_decode(*given, seq_lens, **buffers)
     allocated = torch.cuda.memory_stats()["allocation.all.allocated"]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        pa.paged_attention_decode(*given, seq_lens, **buffers)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    pa.paged_attention_decode(*given, seq_lens, **buffers)
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == allocated
+    # A synchronisation with the host would fail inside a capture.
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         pa.paged_attention_decode(*given, seq_lens, **buffers)
