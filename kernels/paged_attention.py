@@ -323,7 +323,10 @@ def num_shared_programs(batch: int, num_kv_heads: int, head_dim: int, splits: in
 def decode_workspace(
     batch: int, num_heads: int, num_kv_heads: int, head_dim: int, max_tokens: int, device: torch.device | str
 ) -> DecodeWorkspace:
-    """Buffers for `batch` sequences with a block table of up to `max_tokens` positions."""
+    """Buffers for `batch` sequences with a block table of up to `max_tokens` positions.
+
+    The counters begin at 0 and every launch leaves them so: one workspace serves all layers and steps.
+    """
     splits = cdiv(max_tokens, split_size(head_dim))
     return DecodeWorkspace(
         torch.empty(batch * num_heads * splits * head_dim, dtype=torch.float32, device=device),
@@ -447,7 +450,8 @@ def paged_attention_decode(
         value: See `key`.
         out: `[batch, num_heads, head_dim]`, allocated when not given.
         workspace: From `decode_workspace`, made when needed and not given.
-        launch: `fixed` takes tile, warps and stages from a table, `autotune` times a few on the first call.
+        launch: `fixed` takes tile, warps and stages from a table; `autotune` times a few on the first call,
+            which must come before a capture.
         check: Check the arguments first.
 
     Returns:
