@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels import kv_append as kv
 from kernels.bench.tables import table
 from kernels.bench.timing import graph_time
+from kernels.paged_attention import paged_attention_decode
 from kernels.rotary import rotary_kv_append
 
 HEADS, HEAD_DIM, BLOCK_SIZE = 12, 64, 64
@@ -88,6 +89,22 @@ def _forms(batch: int) -> dict[str, tuple[Callable[[], object], Callable[[], obj
     }
 
 
+def _inside_attention(batch: int) -> float:
+    """What it adds to decode attention over 128 positions to append the new token itself, in a graph."""
+    width = 2
+    shape = (batch * width, BLOCK_SIZE, HEADS, HEAD_DIM)
+    caches = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+    query, key, value = torch.randn(3, batch, HEADS, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
+    table = torch.randperm(batch * width, device="cuda").view(batch, width).int()
+    seq_lens = torch.full((batch,), width * BLOCK_SIZE, device="cuda", dtype=INT32)
+    arguments = (query, *caches, table, seq_lens)
+    times = [
+        graph_time([lambda new=new: paged_attention_decode(*arguments, **new, check=False)]).us
+        for new in ({}, {"key": key, "value": value})
+    ]
+    return times[1] - times[0]
+
+
 def run() -> str:
     """The table; times in microseconds a layer."""
     rows = []
@@ -95,7 +112,7 @@ def run() -> str:
         forms = _forms(batch)
         eager = [eager_time(call) for call, _ in forms.values()]
         graph = [graph_time([call]).us for _, call in forms.values()]
-        rows.append((f"{batch} eager", *eager, *seed))
-        rows.append((f"{batch} in a graph", *graph, None, None))
-    headers = ("batch", *_forms(1), "seed: torch indexed", "seed: triton")
+        rows.append((f"{batch} eager", *eager, None, *seed))
+        rows.append((f"{batch} in a graph", *graph, _inside_attention(batch), None, None))
+    headers = ("batch", *_forms(1), "inside attention, added", "seed: torch indexed", "seed: triton")
     return table(headers, rows)
