@@ -171,6 +171,17 @@ def paged_attention_decode_kernel(
         has_last = my_end == end
         if key_ptr is not None:
             high = tl.minimum(high, seq_len - 1)
+            # Read and written first, so that nothing waits for it at the end.
+            offs_n = tl.arange(0, BLOCK_D)
+            mask_n = (offs_n < HEAD_DIM) & has_last
+            new_key_ptrs = key_ptr + seq * stride_kt + kv_head * stride_kh + offs_n
+            new_key = tl.load(new_key_ptrs, mask=mask_n, other=0.0)
+            new_value_ptrs = value_ptr + seq * stride_vt + kv_head * stride_vh + offs_n
+            new_value = tl.load(new_value_ptrs, mask=mask_n, other=0.0)
+            block = tl.load(table_ptr + (seq_len - 1) // CACHE_BLOCK_SIZE).to(tl.int64)
+            slot = block * stride_cb + ((seq_len - 1) % CACHE_BLOCK_SIZE).to(tl.int64) * stride_cp
+            tl.store(k_head_ptr + slot + offs_n, new_key, mask=mask_n)
+            tl.store(v_head_ptr + slot + offs_n, new_value, mask=mask_n)
         acc = run_acc
         peak = run_peak
         total = run_total
@@ -206,19 +217,6 @@ def paged_attention_decode_kernel(
                 total = tl.zeros([BLOCK_G], tl.float32)
         if key_ptr is not None:
             if has_last:
-                offs_n = tl.arange(0, BLOCK_D)
-                mask_d = offs_n < HEAD_DIM
-                new_key = tl.load(
-                    key_ptr + seq * stride_kt + kv_head * stride_kh + offs_n, mask=mask_d, other=0.0
-                )
-                new_value = tl.load(
-                    value_ptr + seq * stride_vt + kv_head * stride_vh + offs_n, mask=mask_d, other=0.0
-                )
-                pos = seq_len - 1
-                block = tl.load(table_ptr + pos // CACHE_BLOCK_SIZE).to(tl.int64)
-                slot = block * stride_cb + (pos % CACHE_BLOCK_SIZE).to(tl.int64) * stride_cp
-                tl.store(k_head_ptr + slot + offs_n, new_key, mask=mask_d)
-                tl.store(v_head_ptr + slot + offs_n, new_value, mask=mask_d)
                 score = tl.sum(query.to(tl.float32) * new_key.to(tl.float32)[None, :], 1) * scale
                 if softcap is not None:
                     score = capped(score, softcap) * LOG2E
