@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from kernels import reference, sampling
+from kernels.sampling import sample
+
+DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
+
+
+def case(memory, rng, batch, vocab, dtype=torch.float32):
+    logits = memory.frozen((torch.randn(batch, vocab + 3, generator=rng) * 2).to(dtype))[:, :vocab]
+    temperatures = torch.tensor([0.0, 0.7, 1.0, 1.9]).repeat(batch)[:batch]
+    seeds = torch.randint(-(2**62), 2**62, (batch,), generator=rng)
+    positions = torch.randint(5000, (batch,), generator=rng).int()
+    return logits, *(memory.frozen(t) for t in (temperatures, seeds, positions))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("batch", "vocab"), [(1, 5), (4, 4096), (6, 4097), (3, 50257)])
+def test_samples_are_those_of_the_reference(memory, rng, batch, vocab, dtype):
+    arguments = case(memory, rng, batch, vocab, dtype)
+    out = memory.unwritten(batch, dtype=torch.int64)
+    assert sample(*arguments, out=out) is out
+    want = reference.sample(*arguments)
+    # Where the two best scores are nearer than fp32 can tell apart, either is right.
+    logits, temperatures, seeds, positions = arguments
+    hot = temperatures.double().where(temperatures > 0, 1.0)[:, None]
+    noise = reference.gumbel_noise(seeds, positions, vocab)
+    scores = logits.double() / hot + noise * (temperatures > 0)[:, None]
+    short = scores.gather(1, want[:, None]) - scores.gather(1, out[:, None])
+    assert (short <= 1e-5).all()
+    assert (out == want).sum() >= batch - 1
+    assert torch.equal(out[0], logits[0].argmax())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_sample_does_not_depend_on_the_batch(memory, rng, temperature):
+    logits, _, seeds, positions = case(memory, rng, 5, 300)
+    temperatures = memory.frozen(torch.full((5,), temperature))
+    alone = [sample(*(t[i : i + 1] for t in (logits, temperatures, seeds, positions))) for i in range(5)]
+    assert torch.equal(sample(logits, temperatures, seeds, positions), torch.cat(alone))
+
+
+def test_the_first_of_equal_logits_wins(memory):
+    logits = torch.zeros(1, 9000)
+    logits[0, [4000, 4500, 8999]] = 2.0
+    zero = torch.zeros(1, dtype=torch.int64)
+    arguments = (logits, torch.zeros(1), zero, zero)
+    assert sample(*(memory.frozen(t) for t in arguments)).tolist() == [4000]
+
+
+def test_samples_follow_the_softmax(memory):
+    # 4000 draws of five tokens; the chi-square of 4 degrees of freedom passes 18.5 once in a thousand, and
+    # these seeds are fixed.
+    draws = 4000
+    logits = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5])
+    positions = memory.frozen(torch.arange(draws))
+    seeds = torch.full((draws,), 1234)
+    noise = reference.gumbel_noise(seeds, torch.arange(draws), 5)
+    counts = (logits + noise).argmax(-1).bincount(minlength=5)
+    expected = logits.softmax(0) * draws
+    assert ((counts - expected) ** 2 / expected).sum() < 18.5
+    few = 40
+    rows = memory.frozen(logits.repeat(few, 1))
+    got = sample(rows, memory.frozen(torch.ones(few)), memory.frozen(seeds[:few]), positions[:few])
+    assert torch.equal(got.cpu(), (logits + noise)[:few].argmax(-1))
+
+
+def test_hidden_tokens_are_never_drawn(memory, rng):
+    logits, _, seeds, positions = case(memory, rng, 6, 50)
+    hidden = logits.clone()
+    hidden[:, :49] = -torch.inf
+    got = sample(memory.frozen(hidden), memory.frozen(torch.full((6,), 5.0)), seeds, positions)
+    assert (got == 49).all()
+
+
+def test_wrong_arguments_are_named(memory, rng, device):
+    logits, temperatures, seeds, positions = case(memory, rng, 2, 50)
+    with pytest.raises(ValueError, match="seeds must be int64, but is int32"):
+        sample(logits, temperatures, seeds.int(), positions)
+    with pytest.raises(ValueError, match=r"temperatures must have shape \[2\], but has \[1\]"):
+        sample(logits, temperatures[:1], seeds, positions)
+    small = sampling.sampling_workspace(1, 50, device)
+    with pytest.raises(ValueError, match="the workspace is too small for 2 sequences and 50 tokens"):
+        sample(logits, temperatures, seeds, positions, workspace=small)
