@@ -1,7 +1,7 @@
 """Time and peak memory of `tracetool summary` on large traces, beside peers, in one run.
 
-Run by `make bench`. Every figure is of a whole process, over all its processes; runs of the peers take turns, so that a
-busy machine is busy for all; medians are printed, with ratios to tracetool's.
+Run by `make bench`. Every figure is of a whole run, over all its processes (on Linux); runs of the peers take turns, so
+that a busy machine is busy for all; medians are printed, with ratios to tracetool's.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ PEERS = {
         sys.executable,
         "-c",
         (
-            "import sys; from hta.common.trace import Trace\n"
-            "t = Trace(trace_files={0: sys.argv[1]}, trace_dir='/')\n"
-            "t.parse_traces(use_multiprocessing=False)"
+            "import sys; from hta.trace_analysis import TraceAnalysis\n"
+            "TraceAnalysis(trace_files={0: sys.argv[1]}, trace_dir='/', include_last_profiler_step=True)"
         ),
         "{path}",
     ],
@@ -92,10 +91,11 @@ def memory(process: psutil.Process) -> float:
 
 
 def children(process: psutil.Process) -> list[psutil.Process]:
-    """The children that are there now."""
+    """The children that are there now, without the look at every process of the machine that psutil takes."""
     try:
-        return process.children(recursive=True)
-    except psutil.Error:
+        listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        return [psutil.Process(int(pid)) for pid in listed.split()]
+    except (OSError, psutil.Error):
         return []
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tracetool.differ import Cell, Per, Status, Verdict, outer_paths
 from tracetool.metrics import METRICS, Metric, Unit, lookup
 from tracetool.render import words
@@ -92,6 +94,7 @@ def summary_table(found: TraceSummary, view: View) -> SummaryTable:
     )
     whole = max((int(value) for value in found.total("cpu_ns")), default=0) if "cpu_ns" in found.metrics else 0
     totals = {name: found.total(name).tolist() for name in metrics}
+    counted = np.any([found.total(name) != 0 for name in found.metrics] or [np.zeros(len(found.paths))], axis=0)
     cpu = found.total("cpu_ns").tolist() if whole else []
     lines: list[RangeLine] = []
     left = 0
@@ -99,7 +102,7 @@ def summary_table(found: TraceSummary, view: View) -> SummaryTable:
         if not view.shows(path):
             continue
         if not view.everything and (
-            not found.counted()[row] or (not found.calls[row] and not any(values[row] for values in totals.values()))
+            not counted[row] or (not found.calls[row] and not any(values[row] for values in totals.values()))
         ):
             continue
         if len(lines) == MOST_RANGES and not view.everything:
