@@ -75,6 +75,12 @@ def of_equal_ranges_only_the_first(events):
             places.add((one["cat"], one["tid"], *span))
         if str(one.get("name")).startswith("ProfilerStep#"):
             places.add(("step", *span))
+        # Nor does an id say which of those that carry it, on any thread, is the inner one.
+        places |= {
+            (key, str(one["args"][key]), *span[1:])
+            for key in ("External id", "correlation")
+            if places and key in one["args"]
+        }
         if not places & taken:
             kept.append(one)
             taken |= places
