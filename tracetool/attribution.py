@@ -105,7 +105,7 @@ def attribute(events: EventTable, ranges: RangeTable) -> Work:
     found = np.full(len(rows), EARLIER, dtype=np.int32)
     via = np.zeros(len(rows), dtype=np.bool_)
     step = np.full(len(rows), -1, dtype=np.int32)
-    pids = process_numbers(events)
+    pids = events.process_numbers()
     # In blocks, so that what is needed on the way stays small beside the trace.
     for part in np.array_split(host, len(host) // _BLOCK + 1):
         time = events.start[rows[part]]
@@ -119,12 +119,6 @@ def attribute(events: EventTable, ranges: RangeTable) -> Work:
     return Work(events, ranges, steps, rows.astype(np.int32), found, thread, via, step, owner, holder)
 
 
-def process_numbers(events: EventTable) -> IntArray:
-    """A small number for the process of each of the trace's threads."""
-    numbers = {pid: i for i, pid in enumerate(dict.fromkeys(thread.pid for thread in events.threads))}
-    return np.array([numbers[thread.pid] for thread in events.threads], dtype=np.int64)
-
-
 def _steps(events: EventTable) -> Steps:
     rows = events.of(Category.RANGE)
     numbers = {
@@ -133,7 +127,7 @@ def _steps(events: EventTable) -> Steps:
         if (number := step_number(events.names[name])) is not None
     }
     rows = rows[np.isin(events.name[rows], np.array(list(numbers), dtype=np.int64))]
-    pid = process_numbers(events)[events.thread[rows]]
+    pid = events.process_numbers()[events.thread[rows]]
     start, end = events.start[rows], events.end[rows]
     of_row = np.array([numbers[name] for name in events.name[rows].tolist()], dtype=np.int64)
     return Steps(of_row, start, end, pid, OpenIntervals(pid, start, end))

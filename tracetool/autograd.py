@@ -60,7 +60,7 @@ def find(events: EventTable) -> AutogradThreads:
 
 
 def _by_flows(events: EventTable) -> AutogradThreads:
-    pids = _pid_numbers(events)
+    pids = events.process_numbers()
     starts, ends = events.of(Category.FLOW_START), events.of(Category.FLOW_END)
     starts, ends = (rows[events.correlation[rows] != NO_ID] for rows in (starts, ends))
     sources = {
@@ -100,7 +100,7 @@ def _by_wrappers(events: EventTable) -> AutogradThreads:
     if not len(ops):
         return _sorted([])
     wrapper = is_wrapper(events.names)[events.name[ops]]
-    pids = _pid_numbers(events)
+    pids = events.process_numbers()
     threads = events.thread[ops].astype(np.int64)
     outside = threads[~wrapper & ~_inside(threads, events.start[ops], events.end[ops], wrapper)]
     busiest = Counter(outside.tolist())
@@ -128,11 +128,6 @@ def _inside(lane: IntArray, start: IntArray, end: IntArray, container: BoolArray
     inside = np.zeros(len(lane), dtype=np.bool_)
     inside[order[1:]] = around[:-1] >= reach[1:]
     return inside
-
-
-def _pid_numbers(events: EventTable) -> IntArray:
-    pids = {pid: number for number, pid in enumerate(dict.fromkeys(t.pid for t in events.threads))}
-    return np.array([pids[thread.pid] for thread in events.threads], dtype=np.int64)
 
 
 def _ranks(events: EventTable) -> list[int]:

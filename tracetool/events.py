@@ -124,6 +124,11 @@ class EventTable:
         """Rows of the given categories, in the order of the file."""
         return np.flatnonzero(is_any(self.category, *categories))
 
+    def process_numbers(self) -> IntArray:
+        """A small number for the process (of a stream: the device) of each of the trace's threads."""
+        numbers = {pid: number for number, pid in enumerate(dict.fromkeys(thread.pid for thread in self.threads))}
+        return np.array([numbers[thread.pid] for thread in self.threads], dtype=np.int64)
+
 
 @dataclass(frozen=True, slots=True)
 class ReadReport:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracetool import environment, health
-from tracetool.attribution import OUTSIDE, Causes, attribute, process_numbers, source_frame_label
+from tracetool.attribution import OUTSIDE, Causes, attribute, source_frame_label
 from tracetool.events import DEVICE_WORK, Category
 from tracetool.folding import DEFAULT_FOLDS, Fold
 from tracetool.metrics import METRICS, lookup, op_calls
@@ -225,7 +225,7 @@ class TraceSummary:
     @cached_property
     def _run_steps(self) -> IntArray:
         ranges = self.tally.ranges
-        pids = process_numbers(self.work.events)
+        pids = self.work.events.process_numbers()
         steps: IntArray = self.work.steps.at(pids[ranges.thread], ranges.start)
         return steps
 

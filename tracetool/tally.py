@@ -119,8 +119,7 @@ class Tally:
         work = self.work
         rows = work.of(*DEVICE_WORK)
         events, of = work.events, work.event[rows]
-        devices = {pid: i for i, pid in enumerate(dict.fromkeys(t.pid for t in events.threads))}
-        device = np.array([devices[t.pid] for t in events.threads], dtype=np.int64)[events.thread[of]]
+        device = events.process_numbers()[events.thread[of]]
         return self.slot[rows], device, events.start[of], events.end[of]
 
 
