@@ -127,13 +127,14 @@ def paged_attention_decode_kernel(
     BLOCK_D: tl.constexpr,
     SPLIT: tl.constexpr,
     SHARED: tl.constexpr,
+    APPEND: tl.constexpr,
     BLOCK_N: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
     """Grid: (KV heads, sequences, programs that share one sequence's splits).
 
-    With `key_ptr`, the program that has the last split takes the new token from there and writes its slot,
-    which no other program reads. Where softcap is None, `scale` carries the factor to powers of two.
+    With `key_ptr`, the program that has the last split takes the new token from there and, with APPEND, writes
+    its slot, which no program reads. Where softcap is None, `scale` carries the factor to powers of two.
     """
     kv_head = tl.program_id(0)
     seq = tl.program_id(1).to(tl.int64)
@@ -178,10 +179,11 @@ def paged_attention_decode_kernel(
             new_key = tl.load(new_key_ptrs, mask=mask_n, other=0.0)
             new_value_ptrs = value_ptr + seq * stride_vt + kv_head * stride_vh + offs_n
             new_value = tl.load(new_value_ptrs, mask=mask_n, other=0.0)
-            block = tl.load(table_ptr + (seq_len - 1) // CACHE_BLOCK_SIZE).to(tl.int64)
-            slot = block * stride_cb + ((seq_len - 1) % CACHE_BLOCK_SIZE).to(tl.int64) * stride_cp
-            tl.store(k_head_ptr + slot + offs_n, new_key, mask=mask_n)
-            tl.store(v_head_ptr + slot + offs_n, new_value, mask=mask_n)
+            if APPEND:
+                block = tl.load(table_ptr + (seq_len - 1) // CACHE_BLOCK_SIZE).to(tl.int64)
+                slot = block * stride_cb + ((seq_len - 1) % CACHE_BLOCK_SIZE).to(tl.int64) * stride_cp
+                tl.store(k_head_ptr + slot + offs_n, new_key, mask=mask_n)
+                tl.store(v_head_ptr + slot + offs_n, new_value, mask=mask_n)
         acc = run_acc
         peak = run_peak
         total = run_total
@@ -414,6 +416,7 @@ def paged_attention_decode(
     sinks: Tensor | None = None,
     key: Tensor | None = None,
     value: Tensor | None = None,
+    append: bool = True,
     out: Tensor | None = None,
     workspace: DecodeWorkspace | None = None,
     launch: str = "fixed",
@@ -437,9 +440,10 @@ def paged_attention_decode(
         window: Positions that a query sees, its own included; 0 is all.
         softcap: Scores become `softcap * tanh(score / softcap)`; 0 is off.
         sinks: `[num_heads]` logits that take part in the softmax and carry no value.
-        key: `[batch, num_kv_heads, head_dim]`, the new token's keys: when given with `value`, they are
-            written to the last position's slot by the kernel itself. Without them the slot must hold them.
+        key: `[batch, num_kv_heads, head_dim]`, the new token's keys, given with `value`: the last position is
+            taken from them and not from the cache. Without them the cache must hold it.
         value: See `key`.
+        append: Whether the kernel also writes `key` and `value` to the last position's slot.
         out: `[batch, num_heads, head_dim]`, allocated when not given.
         workspace: From `decode_workspace`, made when needed and not given.
         launch: `fixed` takes tile, warps and stages from a table; `autotune` times a few on the first call,
@@ -501,6 +505,8 @@ def paged_attention_decode(
         "BLOCK_D": next_power_of_2(head_dim),
         "SPLIT": split_size(head_dim),
         "SHARED": shared > 1,
+        # One compile key for launches that have nothing to append.
+        "APPEND": append and key is not None,
     }
     grid = (num_kv_heads, batch, shared)
     if launch == "autotune":

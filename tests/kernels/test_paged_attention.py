@@ -18,7 +18,7 @@ AXES = {
     "window": [0, 20],
     "softcap": [0.0, 5.0],
     "sinks": [False, True],
-    "append": [False, True],
+    "new_token": ["cached", "given", "appended"],
     "heads_first": [False, True],
 }
 
@@ -46,7 +46,7 @@ class Decode:
         head_dim,
         dtype,
         num_kv_heads=2,
-        append=False,
+        new_token="cached",
         sinks=False,
         **cache,
     ):
@@ -59,10 +59,11 @@ class Decode:
         fused = memory.frozen(torch.randn(batch, num_heads + 2 * num_kv_heads, head_dim, generator=rng).to(dtype))
         self.query, key, value = fused.split([num_heads, num_kv_heads, num_kv_heads], 1)
         self.options = {"sinks": memory.frozen(torch.randn(num_heads, generator=rng)) if sinks else None}
-        self.new = {"key": key, "value": value} if append else {}
+        self.appends = new_token == "appended"
+        self.new = {"key": key, "value": value, "append": self.appends} if new_token != "cached" else {}
         self.scale = head_dim**-0.5
 
-    def expected_caches(self):
+    def caches_with_new_token(self):
         expected = [cache.clone() for cache in self.cache.before]
         if self.new:
             seq_lens = self.cache.seq_lens
@@ -77,8 +78,8 @@ class Decode:
         given = (self.cache.block_table, self.cache.seq_lens)
         caches = self.cache.k_cache, self.cache.v_cache
         assert pa.paged_attention_decode(self.query, *caches, *given, out=out, **self.new, **options) is out
-        expected = self.expected_caches()
-        self.cache.check_caches(expected)
+        expected = self.caches_with_new_token()
+        self.cache.check_caches(expected if self.appends else None)
         for passing in ("workspace", "launch"):
             options.pop(passing, None)
         arguments = (self.query, *expected, *given)
@@ -122,7 +123,7 @@ def test_product(memory, rng, monkeypatch, seed):
         "window": AXES["window"][seed % 2],
         "softcap": AXES["softcap"][seed // 2 % 2],
         "sinks": seed % 3 == 0,
-        "append": seed % 5 < 2,
+        "new_token": AXES["new_token"][min(seed % 5, 2)],
         "heads_first": seed % 7 < 3,
     }
     run(memory, rng, monkeypatch, PRODUCT[seed] | options, seed)
@@ -145,7 +146,7 @@ def test_long_contexts(memory, rng, dtype, group, head_dim):
 @pytest.mark.parametrize("head_dim", [72, 200, 248])
 def test_head_dims_off_every_power_of_two(memory, rng, head_dim):
     shape = {"group": 2, "head_dim": head_dim, "block_size": 16, "dtype": torch.float16}
-    Decode(memory, rng, [17, 1], append=True, **shape).check()
+    Decode(memory, rng, [17, 1], new_token="appended", **shape).check()
 
 
 @pytest.mark.gpu
@@ -167,12 +168,11 @@ def test_addresses_beyond_32_bits(rng):
     assert (got.double() - want[-1]).abs().max() < 0.01
 
 
-@pytest.mark.parametrize("append", [False, True])
-def test_a_result_does_not_depend_on_the_batch(memory, rng, monkeypatch, append):
+@pytest.mark.parametrize("new_token", AXES["new_token"])
+def test_a_result_does_not_depend_on_the_batch(memory, rng, monkeypatch, new_token):
     monkeypatch.setattr(pa, "split_size", lambda _: 32)
-    decode = Decode(
-        memory, rng, [150, 33, 64, 1], group=2, head_dim=64, block_size=16, dtype=torch.float16, append=append
-    )
+    shape = {"group": 2, "head_dim": 64, "block_size": 16, "dtype": torch.float16}
+    decode = Decode(memory, rng, [150, 33, 64, 1], new_token=new_token, **shape)
     cache, outs = decode.cache, []
     for most in (1, 4, 10**6):
         monkeypatch.setattr(pa, "max_shared_programs", lambda _, most=most: most)
@@ -183,7 +183,7 @@ def test_a_result_does_not_depend_on_the_batch(memory, rng, monkeypatch, append)
                 cache.v_cache,
                 cache.block_table[rows],
                 cache.seq_lens[rows],
-                **{name: new[rows] for name, new in decode.new.items()},
+                **{name: new if name == "append" else new[rows] for name, new in decode.new.items()},
             )
             outs.append(out[0])
     assert all(torch.equal(out, outs[0]) for out in outs)
