@@ -1,0 +1,261 @@
+"""The engine without text: requests of token ids in, tokens out, a step at a time."""
+
+import time
+from dataclasses import dataclass
+
+from engine import ranges
+from engine.block_manager import BlockManager, PrefixCacheStats
+from engine.config import EngineConfig
+from engine.errors import RequestError
+from engine.ranges import annotate
+from engine.runner import Runner
+from engine.sampling_params import SamplingParams
+from engine.scheduler import Limits, Scheduler
+from engine.sequence import FinishReason, Sequence, Timing
+
+
+@dataclass
+class StepStats:
+    """Seconds and numbers of all steps so far."""
+
+    steps: int = 0
+    prefills: int = 0
+    prefill_seconds: float = 0.0
+    prefill_tokens: int = 0
+    decodes: int = 0
+    decode_seconds: float = 0.0
+    decode_tokens: int = 0
+    preemptions: int = 0
+
+
+class EngineCore:
+    """Requests, their blocks, and the steps that serve them.
+
+    Args:
+        runner: Runs steps; its cache's size is the number of blocks.
+        config: Options.
+    """
+
+    def __init__(self, runner: Runner, config: EngineConfig) -> None:
+        self.runner = runner
+        self.config = config
+        max_active = config.max_active or config.max_num_seqs
+        limits = Limits(
+            mode=config.mode,
+            max_active=max_active,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            prefill_max_batch_size=config.prefill_max_batch_size or max_active,
+            prefill_max_tokens=config.prefill_max_tokens or config.max_num_batched_tokens,
+            chunked_prefill=config.chunked_prefill,
+            decode_first=config.decode_first,
+        )
+        num_blocks = runner.cache.keys.shape[1]
+        self.blocks = BlockManager(num_blocks, config.block_size, prefix_cache=config.prefix_cache)
+        self.scheduler = Scheduler(self.blocks, limits)
+        self.stats = StepStats()
+        self._seqs: dict[str, Sequence] = {}
+        self._num_requests = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request has not ended."""
+        return self.scheduler.has_work
+
+    @property
+    def prefix_cache_stats(self) -> PrefixCacheStats:
+        """What the prefix cache did so far."""
+        return self.blocks.stats
+
+    def check_request(self, tokens: list[int], params: SamplingParams) -> None:
+        """Whether a request could be served.
+
+        Raises:
+            RequestError: It could not: the prompt is empty, holds an unknown id, or is too long for the model or the
+                cache.
+        """
+        longest, vocab = self.runner.max_model_len, self.runner.spec.vocab_size
+        if not tokens:
+            raise RequestError("the prompt is empty; give at least one token")
+        wrong = next((token for token in tokens if not 0 <= token < vocab), None)
+        if wrong is not None:
+            raise RequestError(f"the prompt holds the token id {wrong}, but the model's ids go from 0 to {vocab - 1}")
+        if len(tokens) >= longest:
+            raise RequestError(
+                f"the prompt has {len(tokens)} tokens, which leaves no room for a new one in a context of {longest}; "
+                "shorten it or raise max_model_len"
+            )
+        # The last token is sampled and never computed.
+        most = min(len(tokens) + params.max_tokens, longest) - 1
+        if self.blocks.blocks_for(most) > self.blocks.num_blocks:
+            raise RequestError(
+                f"{len(tokens)} tokens of prompt and {params.max_tokens} new ones need {self.blocks.blocks_for(most)} "
+                f"cache blocks, but there are {self.blocks.num_blocks}; lower max_tokens or raise num_blocks"
+            )
+
+    def add(self, tokens: list[int], params: SamplingParams, request_id: str | None = None) -> Sequence:
+        """Queue a request.
+
+        Raises:
+            RequestError: It cannot be served (see `check_request`), or its id is in use.
+        """
+        self.check_request(tokens, params)
+        seq = self._new_sequence(list(tokens), len(tokens), params, request_id)
+        self.scheduler.add(seq)
+        return seq
+
+    def _new_sequence(
+        self, tokens: list[int], num_prompt: int, params: SamplingParams, request_id: str | None
+    ) -> Sequence:
+        number = self._num_requests
+        request_id = str(number) if request_id is None else request_id
+        if request_id in self._seqs:
+            raise RequestError(f"a request with the id {request_id!r} is under way; choose another")
+        self._num_requests += 1
+        seed = (self.config.seed * 1_000_003 + number) % 2**63 if params.seed is None else params.seed
+        seq = Sequence(request_id, tokens, num_prompt, params, seed, Timing(time.perf_counter()))
+        self._seqs[request_id] = seq
+        return seq
+
+    def fork(self, request_id: str, params: SamplingParams, new_id: str | None = None) -> Sequence:
+        """A second continuation of a request, from where it stands; the two share blocks until one writes.
+
+        Args:
+            request_id: Of a request that has begun to decode.
+            params: The new one's; its `max_tokens` counts from where the request began.
+            new_id: The new one's id.
+
+        Raises:
+            RequestError: There is no such request, it has not begun to decode, or the new id is in use.
+        """
+        parent = self._get(request_id)
+        if not parent.prefilled:
+            raise RequestError(f"request {request_id!r} has no token yet; fork it once it has")
+        self.check_request(parent.tokens[: parent.num_prompt], params)
+        if parent.num_output >= params.max_tokens:
+            raise RequestError(f"request {request_id!r} has {parent.num_output} tokens already; raise max_tokens")
+        child = self._new_sequence(list(parent.tokens), parent.num_prompt, params, new_id)
+        child.timing.admitted, child.timing.first_token = child.timing.arrived, child.timing.arrived
+        child.prefilled = True
+        self.blocks.fork(parent, child)
+        self.scheduler.join(child)
+        return child
+
+    def abort(self, request_id: str) -> Sequence:
+        """End a request now.
+
+        Raises:
+            RequestError: There is no such request under way.
+        """
+        seq = self._get(request_id)
+        self._finish(seq, FinishReason.ABORT, time.perf_counter())
+        return seq
+
+    def _get(self, request_id: str) -> Sequence:
+        if request_id not in self._seqs:
+            raise RequestError(f"there is no request {request_id!r} under way")
+        return self._seqs[request_id]
+
+    def step(self) -> list[Sequence]:
+        """Schedule, run and follow up one step; with nothing to do, nothing happens.
+
+        Returns:
+            The sequences that got a token.
+
+        After a step that is interrupted (an error of the device, Ctrl-C) every running request is computed anew.
+        """
+        if not self.has_work:
+            return []
+        try:
+            return self._step()
+        except BaseException:
+            self.scheduler.preempt_all()
+            self.runner.reset()
+            raise
+
+    def _step(self) -> list[Sequence]:
+        with annotate(ranges.SCHEDULE):
+            plan = self.scheduler.schedule()
+        copies = self.blocks.take_copies()
+        if copies:
+            with annotate(ranges.COPY_BLOCKS):
+                self.runner.copy_blocks(copies)
+        advanced: list[Sequence] = []
+        stats = self.stats
+        stats.steps += 1
+
+        def prefill() -> None:
+            start = time.perf_counter()
+            with annotate(ranges.PREFILL):
+                tokens = self.runner.prefill(plan.prefill)
+                with annotate(ranges.POSTPROCESS):
+                    now = time.perf_counter()
+                    for chunk in plan.prefill:
+                        chunk.seq.timing.admitted = chunk.seq.timing.admitted or start
+                        chunk.seq.num_computed = chunk.end
+                        self.blocks.publish(chunk.seq)
+                    done = [chunk.seq for chunk in plan.prefill if chunk.last]
+                    for seq, token in zip(done, tokens, strict=True):
+                        self._accept(seq, token, now)
+                    advanced.extend(done)
+            stats.prefills += 1
+            stats.prefill_seconds += time.perf_counter() - start
+            stats.prefill_tokens += sum(chunk.end - chunk.start for chunk in plan.prefill)
+
+        def decode() -> None:
+            start = time.perf_counter()
+            with annotate(ranges.DECODE_STEP):
+                tokens = self.runner.decode(plan.decode)
+                with annotate(ranges.POSTPROCESS):
+                    now = time.perf_counter()
+                    for seq, token in zip(plan.decode, tokens, strict=True):
+                        seq.num_computed += 1
+                        if seq.num_computed % self.config.block_size == 0:
+                            self.blocks.publish(seq)
+                        self._accept(seq, token, now)
+                    advanced.extend(plan.decode)
+            stats.decodes += 1
+            stats.decode_seconds += time.perf_counter() - start
+            stats.decode_tokens += len(plan.decode)
+
+        phases = ((decode, plan.decode), (prefill, plan.prefill))
+        for phase, work in phases if self.config.decode_first else reversed(phases):
+            if work:
+                phase()
+        return advanced
+
+    def _accept(self, seq: Sequence, token: int, now: float) -> None:
+        seq.tokens.append(token)
+        seq.prefilled = True
+        seq.timing.first_token = seq.timing.first_token or now
+        seq.timing.tokens.append(now)
+        reason = self._reason_to_end(seq, token)
+        if reason is not None:
+            self._finish(seq, reason, now)
+
+    def _reason_to_end(self, seq: Sequence, token: int) -> FinishReason | None:
+        params = seq.params
+        if token in params.stop_token_ids or (not params.ignore_eos and token in self.runner.spec.eos_token_ids):
+            return FinishReason.STOP
+        if seq.num_output >= params.max_tokens or len(seq.tokens) >= self.runner.max_model_len:
+            return FinishReason.LENGTH
+        return None
+
+    def _finish(self, seq: Sequence, reason: FinishReason, now: float) -> None:
+        seq.finish_reason = reason
+        seq.timing.finished = now
+        self.stats.preemptions += seq.num_preemptions
+        self.scheduler.remove(seq)
+        del self._seqs[seq.request_id]
+
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prefixes."""
+        self.blocks.reset_prefix_cache()
+
+    def check_integrity(self) -> None:
+        """Every block is accounted for (see `BlockManager.check_integrity`).
+
+        Raises:
+            AssertionError: One is not.
+        """
+        self.blocks.check_integrity(self._seqs.values())

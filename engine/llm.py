@@ -1,0 +1,250 @@
+"""The engine as a library: text or token ids in, text and token ids out."""
+
+from collections.abc import Callable, Iterator, Sequence as Many
+from dataclasses import dataclass
+from typing import Any
+
+from engine.config import EngineConfig
+from engine.errors import RequestError
+from engine.loading import find_model, load_core
+from engine.sampling_params import SamplingParams
+from engine.sequence import FinishReason, Sequence, Timing
+from engine.tokenizer import Detokenizer, Tokenizer, load_tokenizer
+
+Prompt = str | Many[int]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What became of a request.
+
+    Attributes:
+        text: The generated text; empty where it was not asked for.
+        token_ids: The generated tokens, a stop token included.
+        num_cached_prompt: Tokens of the prompt that were in the prefix cache.
+        timing: When it arrived, was admitted, got its tokens, and ended.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason
+    num_cached_prompt: int
+    num_preemptions: int
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class Increment:
+    """What a step added to a request's output.
+
+    Attributes:
+        index: Of the request's prompt among those that `stream` was given; -1 for `add_request`.
+        text: Text that is now complete, often none; all of a request's texts together are its output's.
+        token_ids: The step's tokens.
+        finish_reason: In the last increment of a request.
+    """
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+
+
+class _Followed:
+    """A request under way, and how much of it its caller has seen."""
+
+    def __init__(self, seq: Sequence, index: int, tokenizer: Tokenizer) -> None:
+        self.seq = seq
+        self.ended = False
+        self._index = index
+        self._seen = len(seq.tokens)
+        self._detokenizer = Detokenizer(tokenizer)
+
+    def increments(self) -> Iterator[Increment]:
+        """What has come since the last call, if anything."""
+        seq = self.seq
+        new = seq.tokens[self._seen :]
+        if not new:
+            return
+        self._seen += len(new)
+        text = "".join(self._detokenizer.push(token) for token in new)
+        self.ended = seq.finish_reason is not None
+        if self.ended:
+            text += self._detokenizer.flush()
+        yield Increment(seq.request_id, self._index, text, new, seq.finish_reason)
+
+
+class LLM:
+    """A model, ready to generate.
+
+    Args:
+        model: A checkpoint's folder or hub id, or with `load_format="dummy"` a preset or a folder with a config.
+        progress: Told in a few words what takes time while loading.
+        options: See `EngineConfig`.
+
+    Raises:
+        ConfigError: There is no such option, or options do not fit each other, the model or the machine.
+        ModelError: The model cannot be found, read or run.
+    """
+
+    def __init__(self, model: str, *, progress: Callable[[str], None] | None = None, **options: Any) -> None:
+        self.config = EngineConfig.from_options(**options)
+        found = find_model(model, self.config.load_format)
+        self.tokenizer = load_tokenizer(self.config.tokenizer, found.folder, found.spec.vocab_size)
+        self.core = load_core(found, self.config, progress)
+        self._followed: dict[str, _Followed] = {}
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of a request at most, prompt and output together."""
+        return self.core.runner.max_model_len
+
+    def generate(
+        self,
+        prompts: Prompt | Many[Prompt],
+        sampling_params: SamplingParams | Many[SamplingParams] | None = None,
+        *,
+        detokenize: bool = True,
+        on_step: Callable[[int], None] | None = None,
+    ) -> list[Output]:
+        """Serve prompts to their end.
+
+        Args:
+            prompts: Texts or lists of token ids; one of them, or several.
+            sampling_params: For all, or one for each.
+            detokenize: Whether texts are wanted.
+            on_step: Told after each step how many of the requests have ended.
+
+        Returns:
+            An output for each prompt, in their order.
+
+        Raises:
+            RequestError: One of them cannot be served; then none has been begun.
+        """
+        seqs = self._add_all(prompts, sampling_params)
+        try:
+            while self.core.has_work and any(seq.finish_reason is None for seq in seqs):
+                self.core.step()
+                if on_step is not None:
+                    on_step(sum(seq.finish_reason is not None for seq in seqs))
+        finally:
+            self._abort_all(seqs)
+        return [self._output(seq, detokenize=detokenize) for seq in seqs]
+
+    def stream(
+        self, prompts: Prompt | Many[Prompt], sampling_params: SamplingParams | Many[SamplingParams] | None = None
+    ) -> Iterator[Increment]:
+        """Serve prompts, and give what each step adds; arguments and errors as `generate` has them.
+
+        Requests that are still under way when the iterator is closed are aborted.
+        """
+        return self._stream(self._add_all(prompts, sampling_params))
+
+    def _stream(self, seqs: list[Sequence]) -> Iterator[Increment]:
+        try:
+            requests = [_Followed(seq, index, self.tokenizer) for index, seq in enumerate(seqs)]
+            while requests:
+                self.core.step()
+                for request in requests:
+                    yield from request.increments()
+                requests = [request for request in requests if not request.ended]
+        finally:
+            self._abort_all(seqs)
+
+    def add_request(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
+    ) -> str:
+        """Queue a request; `step` serves it.
+
+        Returns:
+            Its id.
+
+        Raises:
+            RequestError: It cannot be served, or its id is in use.
+        """
+        seq = self.core.add(self._encode(prompt), sampling_params or SamplingParams(), request_id)
+        self._followed[seq.request_id] = _Followed(seq, -1, self.tokenizer)
+        return seq.request_id
+
+    def fork(self, request_id: str, sampling_params: SamplingParams, new_id: str | None = None) -> str:
+        """Begin a second continuation of a request that has begun; see `EngineCore.fork`."""
+        seq = self.core.fork(request_id, sampling_params, new_id)
+        self._followed[seq.request_id] = _Followed(seq, -1, self.tokenizer)
+        return seq.request_id
+
+    def step(self) -> list[Increment]:
+        """Run one step; what has come for requests of `add_request` and `fork`, also by steps of other calls."""
+        self.core.step()
+        increments = [increment for request in self._followed.values() for increment in request.increments()]
+        self._followed = {i: request for i, request in self._followed.items() if not request.ended}
+        return increments
+
+    def abort(self, request_id: str) -> None:
+        """End a request now; no increment follows.
+
+        Raises:
+            RequestError: There is no such request under way.
+        """
+        self.core.abort(request_id)
+        self._followed.pop(request_id, None)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request has not ended."""
+        return self.core.has_work
+
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prefixes, so that the next prompts are computed whole."""
+        self.core.reset_prefix_cache()
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _add_all(
+        self, prompts: Prompt | Many[Prompt], params: SamplingParams | Many[SamplingParams] | None
+    ) -> list[Sequence]:
+        """Queue all, or none and say what is wrong with which."""
+        each = _as_prompts(prompts)
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or SamplingParams()] * len(each)
+        all_params = list(params)
+        if len(all_params) != len(each):
+            raise RequestError(f"there are {len(each)} prompts, but sampling_params for {len(all_params)}")
+        token_ids = [self._encode(prompt) for prompt in each]
+        for i, (tokens, one) in enumerate(zip(token_ids, all_params, strict=True)):
+            try:
+                self.core.check_request(tokens, one)
+            except RequestError as error:
+                raise RequestError(f"prompt {i}: {error}" if len(each) > 1 else str(error)) from None
+        return [self.core.add(tokens, one) for tokens, one in zip(token_ids, all_params, strict=True)]
+
+    def _abort_all(self, seqs: list[Sequence]) -> None:
+        for seq in seqs:
+            if seq.finish_reason is None:
+                self.core.abort(seq.request_id)
+
+    def _output(self, seq: Sequence, *, detokenize: bool) -> Output:
+        assert seq.finish_reason is not None
+        return Output(
+            request_id=seq.request_id,
+            prompt_token_ids=seq.tokens[: seq.num_prompt],
+            token_ids=seq.output,
+            text=self.tokenizer.decode(seq.output) if detokenize else "",
+            finish_reason=seq.finish_reason,
+            num_cached_prompt=seq.num_cached_prompt,
+            num_preemptions=seq.num_preemptions,
+            timing=seq.timing,
+        )
+
+
+def _as_prompts(prompts: Prompt | Many[Prompt]) -> list[Prompt]:
+    """One prompt as a list of one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    each = list(prompts)
+    if each and all(isinstance(token, int) for token in each):
+        return [each]  # type: ignore[list-item]
+    return each  # type: ignore[return-value]

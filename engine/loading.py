@@ -1,0 +1,215 @@
+"""From a model's name and options to a running core: everything that reads files or measures the machine."""
+
+import importlib.metadata
+import importlib.util
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.errors import ConfigError, ModelError
+from engine.kv_cache import KVCache
+from engine.models.checkpoint import Checkpoint, find_checkpoint, read_config, read_eos
+from engine.models.decoder import Decoder
+from engine.models.families import read_spec, rotary_table
+from engine.models.presets import PRESETS, preset_config
+from engine.models.random_weights import RandomWeights
+from engine.models.spec import ModelSpec
+from engine.models.weights import build_weights
+from engine.ops.interface import Ops
+from engine.ops.torch_ops import TorchOps
+from engine.runner import Machine, Runner
+from engine.variants.attention import AttentionBackend, ReferenceAttention, TritonAttention
+from engine.variants.choice import Variants, choose
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_log = logging.getLogger(__name__)
+
+# What a cache on a CPU takes at most, when nobody says how many blocks it has.
+CPU_CACHE_BYTES = 2**30
+# Slots are 32-bit integers.
+_MAX_SLOTS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model before its weights are read: its config, the folder that it is in (presets have none), and its spec."""
+
+    config: "PreTrainedConfig"
+    folder: Path | None
+    spec: ModelSpec
+
+
+def check_name_clash() -> None:
+    """Hugging Face's `kernels` package has our kernels' name, and transformers takes ours for it.
+
+    Raises:
+        ModelError: It is installed.
+    """
+    if importlib.util.find_spec("kernels") is None:
+        return
+    try:
+        version = importlib.metadata.version("kernels")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    raise ModelError(
+        f"Hugging Face's package `kernels` {version} is installed here and has the name of this repository's folder "
+        "kernels/, so transformers cannot load models; uninstall it (pip uninstall kernels) to use the engine"
+    )
+
+
+def find_model(model: str, load_format: str) -> Found:
+    """Read the config of a preset (with `load_format` dummy), a folder or a hub id.
+
+    Raises:
+        ModelError: There is no such model, or it is of a kind that is not supported.
+    """
+    check_name_clash()
+    if load_format == "dummy" and model in PRESETS and not Path(model).is_dir():
+        config = preset_config(model)
+        return Found(config, None, read_spec(config))
+    if model in PRESETS and "/" not in model and model != "gpt2":
+        raise ModelError(f"{model!r} is a preset, which has random weights: add load_format='dummy'")
+    folder = find_checkpoint(model)
+    config = read_config(folder)
+    spec = read_spec(config)
+    eos = read_eos(folder)
+    return Found(config, folder, spec if eos is None else replace(spec, eos_token_ids=eos))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that an option names.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device='cuda', but torch finds no GPU here; device='cpu' runs the same, slowly")
+    cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that an option names."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return getattr(torch, name)
+
+
+def load_core(found: Found, config: EngineConfig, progress: Callable[[str], None] | None = None) -> EngineCore:
+    """Read weights, warm up, size the cache.
+
+    Args:
+        found: From `find_model`.
+        config: Options.
+        progress: Told what is being done.
+
+    Raises:
+        ConfigError: Options do not fit each other, the model or the machine.
+        ModelError: The checkpoint is not what its config says.
+    """
+    say = progress or _log.info
+    spec = found.spec
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    max_model_len = _max_model_len(config, spec)
+    variants = choose(config, spec, device, dtype)
+    if found.folder is None or config.load_format == "dummy":
+        say(f"making random weights on {device}")
+        weights = build_weights(spec, RandomWeights(config.seed, spec.initializer_range, dtype, device))
+    else:
+        say(f"reading {found.folder}")
+        checkpoint = Checkpoint(found.folder, dtype, device)
+        weights = build_weights(spec, checkpoint)
+        checkpoint.check_all_used(tied=spec.tied)
+    ops = make_ops(variants)
+    cos_sin = rotary_table(found.config, max_model_len, device) if spec.rope else None
+    attention = make_attention(variants, spec, config, max_model_len, device)
+    machine = Machine(Decoder(spec, weights, cos_sin, ops), ops, attention, device, dtype)
+    if device.type == "cuda":
+        say("warming up")
+        runner = _warmed_up(machine, config, variants, max_model_len)
+    else:
+        blocks = config.num_blocks or _cpu_blocks(spec, config, max_model_len, dtype)
+        runner = Runner(machine, config, variants, max_model_len, blocks)
+    if runner.cache.keys.shape[1] * config.block_size > _MAX_SLOTS:
+        raise ConfigError(f"num_blocks times block_size must be under 2**31; num_blocks is {runner.cache.keys.shape[1]}")
+    return EngineCore(runner, config)
+
+
+def make_ops(variants: Variants) -> Ops:
+    """The small operations that the axis `ops` names."""
+    if variants.ops == "torch":
+        return TorchOps()
+    from engine.ops.triton_ops import TritonOps  # noqa: PLC0415 - needs triton
+
+    return TritonOps()
+
+
+def make_attention(
+    variants: Variants, spec: ModelSpec, config: EngineConfig, max_model_len: int, device: torch.device
+) -> AttentionBackend:
+    """The backend that the axis `attention_backend` names."""
+    if variants.attention_backend == "reference":
+        return ReferenceAttention()
+    max_tokens = -(-max_model_len // config.block_size) * config.block_size
+    heads = (spec.num_heads, spec.num_kv_heads, spec.head_dim)
+    return TritonAttention(config.max_num_seqs, *heads, max_tokens, variants.attention_launch, device)
+
+
+def _max_model_len(config: EngineConfig, spec: ModelSpec) -> int:
+    longest = config.max_model_len or spec.max_positions
+    if longest > spec.max_positions:
+        raise ConfigError(f"max_model_len is {longest}, but the model was made for {spec.max_positions} positions")
+    return longest
+
+
+def _block_nbytes(spec: ModelSpec, config: EngineConfig, dtype: torch.dtype) -> int:
+    return KVCache.block_nbytes(spec.num_layers, config.block_size, spec.num_kv_heads, spec.head_dim, dtype)
+
+
+def _cpu_blocks(spec: ModelSpec, config: EngineConfig, max_model_len: int, dtype: torch.dtype) -> int:
+    wanted = (config.max_active or config.max_num_seqs) * -(-max_model_len // config.block_size)
+    return max(1, min(wanted, CPU_CACHE_BYTES // _block_nbytes(spec, config, dtype)))
+
+
+def _warmed_up(machine: Machine, config: EngineConfig, variants: Variants, max_model_len: int) -> Runner:
+    """A runner whose kernels are compiled, with a cache of the blocks asked for, or of all memory allowed."""
+    max_active = config.max_active or config.max_num_seqs
+    tokens = min(config.max_num_batched_tokens, max_active * (max_model_len - 1))
+    if not config.chunked_prefill:
+        tokens = max(tokens, max_model_len - 1)
+    runner = Runner(machine, config, variants, max_model_len, num_blocks=1)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        runner.warm_up(tokens, min(config.prefill_max_batch_size or max_active, max_active))
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        others = total - free - torch.cuda.memory_reserved()
+        left = int(total * config.gpu_memory_utilization) - others - peak
+        blocks = config.num_blocks or left // _block_nbytes(runner.spec, config, machine.dtype)
+        if blocks < 1:
+            raise ConfigError(
+                f"gpu_memory_utilization={config.gpu_memory_utilization} leaves no memory for the cache beside "
+                f"{peak / 2**30:.1f} GiB of weights and activations; raise it, or lower max_num_batched_tokens"
+            )
+        runner.reallocate(blocks)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            "the GPU's memory does not hold the weights, a step's activations and the cache; lower num_blocks, "
+            "max_num_batched_tokens or max_num_seqs"
+        ) from error
+    for part in (machine.ops, machine.attention):
+        if hasattr(part, "check"):
+            part.check = False
+    return runner

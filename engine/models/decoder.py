@@ -1,0 +1,81 @@
+"""The decoder: one forward pass, for every family."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F  # noqa: N812 - the name that every torch program uses
+from torch import Tensor
+
+from engine.models.spec import ModelSpec
+from engine.models.weights import Linear, Weights
+from engine.ops.interface import Ops, Rotary
+from engine.ranges import ATTENTION, MLP, annotate
+
+# Layer, query, key and value to attention's output. It rotates, and sees to it that the cache gets keys and values.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class Decoder:
+    """A model's spec, weights and arithmetic. It knows nothing of caches: attention is the caller's.
+
+    Args:
+        spec: What the model is made of.
+        weights: Its tensors.
+        cos_sin: fp32 `[max_positions, rotary_dim]`, or None where positions are embedded.
+        ops: Small operations.
+    """
+
+    def __init__(self, spec: ModelSpec, weights: Weights, cos_sin: Tensor | None, ops: Ops) -> None:
+        self.spec = spec
+        self.weights = weights
+        self._ops = ops
+        self.rotary = [
+            None if cos_sin is None else Rotary(cos_sin, layer.q_norm, layer.k_norm, spec.norm_eps)
+            for layer in weights.layers
+        ]
+
+    def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Hidden states after the last norm.
+
+        Args:
+            token_ids: Integers `[tokens]`.
+            positions: Integers `[tokens]`, counted from 0.
+            attend: Called once a layer, with `[tokens, heads, head_dim]` views of the fused projection.
+
+        Returns:
+            `[tokens, hidden_size]`.
+        """
+        spec, weights, ops = self.spec, self.weights, self._ops
+        tokens = len(token_ids)
+        residual = ops.embed(token_ids, weights.embedding, positions, weights.position_embedding)
+        x: Tensor | None = None
+        for i, layer in enumerate(weights.layers):
+            with annotate(ATTENTION):
+                x = self._add_norm(x, residual, i)
+                qkv = _linear(x, layer.qkv).view(tokens, -1, spec.head_dim)
+                query, key, value = qkv.split((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), 1)
+                x = _linear(attend(i, query, key, value).reshape(tokens, -1), layer.out)
+            with annotate(MLP):
+                x = ops.add_norm(x, residual, layer.mlp_norm, spec.norm_eps, spec.norm)
+                if spec.gated:
+                    x = ops.silu_and_mul(_linear(x, layer.up))
+                else:
+                    # The bias is the activation kernel's.
+                    x = ops.gelu(F.linear(x, layer.up.weight), layer.up.bias, spec.activation)
+                x = _linear(x, layer.down)
+        assert x is not None
+        return ops.add_norm(x, residual, weights.final_norm, spec.norm_eps, spec.norm)
+
+    def _add_norm(self, x: Tensor | None, residual: Tensor, layer: int) -> Tensor:
+        norm = self.weights.layers[layer].attention_norm
+        if x is None:
+            return self._ops.add_norm(residual, None, norm, self.spec.norm_eps, self.spec.norm)
+        return self._ops.add_norm(x, residual, norm, self.spec.norm_eps, self.spec.norm)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[rows, vocab_size]` of hidden states `[rows, hidden_size]`."""
+        return F.linear(hidden, self.weights.head)
+
+
+def _linear(x: Tensor, linear: Linear) -> Tensor:
+    return F.linear(x, linear.weight, linear.bias)
+

@@ -1,0 +1,94 @@
+"""What the engine asks of an implementation of its small operations."""
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from engine.models.weights import Norm
+
+
+class Rotary(NamedTuple):
+    """What a layer rotates with.
+
+    Attributes:
+        cos_sin: fp32 `[max_positions, rotary_dim]`: cosines, then sines, of half as many angles.
+        q_weight: `[head_dim]` of the RMSNorm before the rotation, where the model has one; likewise `k_weight`.
+        eps: The norm's epsilon.
+    """
+
+    cos_sin: Tensor
+    q_weight: Tensor | None
+    k_weight: Tensor | None
+    eps: float
+
+
+class Ops(Protocol):
+    """Index tensors are int32 or int64 everywhere; `tokens` counts the tokens of a forward pass."""
+
+    def embed(self, token_ids: Tensor, weight: Tensor, positions: Tensor, position_weight: Tensor | None) -> Tensor:
+        """`weight[token_ids]`, plus `position_weight[positions]` where there is one: `[tokens, hidden]`."""
+        ...
+
+    def add_norm(self, x: Tensor, residual: Tensor | None, norm: Norm, eps: float, kind: str) -> Tensor:
+        """Add `x` to the residual in place, where there is one, and return the norm of the sum (or of `x`).
+
+        Args:
+            x: `[tokens, hidden]`, not changed.
+            residual: `[tokens, hidden]`, or None.
+            norm: Weights.
+            eps: Epsilon.
+            kind: `layer` or `rms`.
+        """
+        ...
+
+    def gelu(self, x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+        """The GELU of `x + bias`, of the kind that a config names."""
+        ...
+
+    def silu_and_mul(self, x: Tensor) -> Tensor:
+        """`silu(first half) * second half` of each row."""
+        ...
+
+    def rotate(self, query: Tensor, key: Tensor, positions: Tensor, rotary: Rotary) -> None:
+        """Norm and rotate `[tokens, heads, head_dim]` queries and keys in place."""
+        ...
+
+    def rotate_and_append(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        positions: Tensor,
+        rotary: Rotary,
+        caches: tuple[Tensor, Tensor],
+        slots: Tensor,
+    ) -> None:
+        """`rotate`, then `append`, in one launch. Keys themselves need not be left rotated."""
+        ...
+
+    def append(self, caches: tuple[Tensor, Tensor], key: Tensor, value: Tensor, slots: Tensor) -> None:
+        """Write `key[i]` and `value[i]` to position `slots[i] % block_size` of block `slots[i] // block_size`."""
+        ...
+
+    def slots(self, block_table: Tensor, positions: Tensor, block_size: int) -> Tensor:
+        """The slot of each sequence's position: int64 `[batch]`, for `block_table` `[batch, width]`."""
+        ...
+
+    def copy_blocks(self, k_cache: Tensor, v_cache: Tensor, pairs: Tensor) -> None:
+        """Copy blocks in all layers of `[layers, num_blocks, ...]` caches; pairs `[n, 2]` are source, target."""
+        ...
+
+    def patch_block_table(self, block_table: Tensor, patches: Tensor) -> None:
+        """Write entries of a table; patches `[n, 3]` are row, column, block, and no entry comes twice."""
+        ...
+
+    def sample(self, logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+        """A token for each row: `[batch]`, integers.
+
+        Args:
+            logits: `[batch, vocab]`, compared in fp32 at least.
+            temperatures: fp32 `[batch]`; 0 is greedy.
+            seeds: int64 `[batch]`.
+            positions: `[batch]`, of the token in its output, which with the seed makes its random numbers.
+        """
+        ...

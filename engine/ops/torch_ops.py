@@ -1,0 +1,85 @@
+"""The small operations in plain torch: several launches each, on any device, in any floating-point dtype."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every torch program uses
+from torch import Tensor
+
+from engine.models.weights import Norm
+from engine.ops.interface import Rotary
+from kernels import reference
+
+_TANH_GELUS = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh")
+GELUS = ("gelu", "gelu_python", "quick_gelu", *_TANH_GELUS)
+
+
+class TorchOps:
+    """See `engine.ops.interface.Ops`."""
+
+    def embed(self, token_ids: Tensor, weight: Tensor, positions: Tensor, position_weight: Tensor | None) -> Tensor:
+        x = F.embedding(token_ids, weight)
+        return x if position_weight is None else x + F.embedding(positions, position_weight)
+
+    def add_norm(self, x: Tensor, residual: Tensor | None, norm: Norm, eps: float, kind: str) -> Tensor:
+        if residual is not None:
+            x = residual.add_(x)
+        if kind == "layer":
+            return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, eps)
+        return _rms_norm(x, norm.weight, eps)
+
+    def gelu(self, x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+        if bias is not None:
+            x = x + bias
+        if kind == "quick_gelu":
+            return x * torch.sigmoid(1.702 * x)
+        return F.gelu(x, approximate="tanh" if kind in _TANH_GELUS else "none")
+
+    def silu_and_mul(self, x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate) * up
+
+    def rotate(self, query: Tensor, key: Tensor, positions: Tensor, rotary: Rotary) -> None:
+        for x, weight in ((query, rotary.q_weight), (key, rotary.k_weight)):
+            normed = x if weight is None else _rms_norm(x, weight, rotary.eps)
+            x.copy_(reference.rotary(normed, positions, rotary.cos_sin, dtype=_at_least_fp32(x.dtype)))
+
+    def rotate_and_append(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        positions: Tensor,
+        rotary: Rotary,
+        caches: tuple[Tensor, Tensor],
+        slots: Tensor,
+    ) -> None:
+        self.rotate(query, key, positions, rotary)
+        self.append(caches, key, value, slots)
+
+    def append(self, caches: tuple[Tensor, Tensor], key: Tensor, value: Tensor, slots: Tensor) -> None:
+        for cache, new in zip(caches, (key, value), strict=True):
+            cache.flatten(0, 1)[slots] = new
+
+    def slots(self, block_table: Tensor, positions: Tensor, block_size: int) -> Tensor:
+        blocks = block_table.gather(1, (positions // block_size).long()[:, None])[:, 0]
+        return blocks.long() * block_size + positions % block_size
+
+    def copy_blocks(self, k_cache: Tensor, v_cache: Tensor, pairs: Tensor) -> None:
+        source, target = pairs.unbind(1)
+        for cache in (k_cache, v_cache):
+            cache[:, target] = cache[:, source]
+
+    def patch_block_table(self, block_table: Tensor, patches: Tensor) -> None:
+        rows, columns, blocks = patches.unbind(1)
+        block_table[rows, columns] = blocks
+
+    def sample(self, logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+        return reference.sample(logits, temperatures, seeds, positions)
+
+
+def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.to(_at_least_fp32(x.dtype))
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)

@@ -1,0 +1,46 @@
+"""How the tokens of one request are chosen, and when it ends."""
+
+from dataclasses import dataclass, field
+
+from engine.errors import RequestError
+
+# A seed is the key of a Philox generator.
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Of one request.
+
+    Attributes:
+        max_tokens: The most tokens to generate; the model's context can end a request earlier.
+        temperature: 0 takes the likeliest token; above, logits are divided by it and a token is drawn.
+        seed: Of this request's random numbers, which depend on it and on the position in the output alone. None
+            takes the engine's seed and the request's number.
+        stop_token_ids: Tokens that end the request, besides the model's own end-of-text tokens.
+        ignore_eos: Whether the model's end-of-text tokens are like any other token.
+
+    Raises:
+        RequestError: A value is out of range.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = field(default=())
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        """Check values, and make a tuple of the stop ids whatever they came in."""
+        if isinstance(self.stop_token_ids, int | str):
+            raise RequestError(f"stop_token_ids must be several token ids, but is {self.stop_token_ids!r}")
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for name, value in (("max_tokens", self.max_tokens), *(("stop_token_ids", i) for i in self.stop_token_ids)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise RequestError(f"{name} must hold integers, but holds {value!r}")
+        if self.max_tokens < 1:
+            raise RequestError(f"max_tokens must be at least 1, but is {self.max_tokens}")
+        if not 0 <= self.temperature < float("inf"):
+            raise RequestError(f"temperature must be 0 (greedy) or a positive number, but is {self.temperature}")
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            raise RequestError(f"seed must be from 0 to 2**63 - 1, but is {self.seed}")

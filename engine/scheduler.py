@@ -1,0 +1,178 @@
+"""Which sequences do what in the next step.
+
+Requests wait in the order in which they came. A sequence is admitted when there are blocks for all of its tokens, is
+prefilled (in chunks, where a step's budget is smaller), then decodes one token a step. Where decoding needs a block and
+none is left, the sequence admitted last gives up its blocks and waits again, first in line; its tokens are computed anew
+when it comes back. The oldest sequence is never made to wait by others, and every request alone fits into the cache, so
+every request ends.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from engine.block_manager import BlockManager
+from engine.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens `start` to `end` of a sequence, to be computed in one prefill.
+
+    Attributes:
+        last: Whether nothing of the sequence is left to compute, so that its next token can be sampled.
+    """
+
+    seq: Sequence
+    start: int
+    end: int
+    last: bool
+
+
+@dataclass
+class Plan:
+    """What a step does."""
+
+    prefill: list[Chunk] = field(default_factory=list)
+    decode: list[Sequence] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a step.
+
+    Attributes:
+        mode: `online` admits whenever there is room; `offline` fills a batch, prefills it, and admits nothing until it
+            has ended; `naive` has one request at a time.
+        max_active: Sequences that hold blocks.
+        max_num_seqs: Sequences that decode in a step.
+        max_num_batched_tokens: Tokens of a step.
+        prefill_max_batch_size: Sequences that are prefilled in a step.
+        prefill_max_tokens: Tokens that are prefilled in a step.
+        chunked_prefill: Whether a prompt may be cut to fit. If not, a step's first prompt is taken whole, however
+            long it is.
+        decode_first: Whether decoding takes its tokens from the budget first, or prefill.
+    """
+
+    mode: str
+    max_active: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    prefill_max_batch_size: int
+    prefill_max_tokens: int
+    chunked_prefill: bool
+    decode_first: bool
+
+
+class Scheduler:
+    """Queues, and the plan of the next step."""
+
+    def __init__(self, blocks: BlockManager, limits: Limits) -> None:
+        self.blocks = blocks
+        self.limits = limits
+        self.waiting: OrderedDict[str, Sequence] = OrderedDict()
+        # In the order of admission, which is the order of service.
+        self.running: dict[str, Sequence] = {}
+        self._filling = True
+        self._max_active = 1 if limits.mode == "naive" else limits.max_active
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request has not ended."""
+        return bool(self.waiting or self.running)
+
+    def add(self, seq: Sequence) -> None:
+        """Put a request at the end of the line."""
+        self.waiting[seq.request_id] = seq
+
+    def join(self, seq: Sequence) -> None:
+        """Let a sequence that has blocks already (a fork) run."""
+        self.running[seq.request_id] = seq
+
+    def remove(self, seq: Sequence) -> None:
+        """Forget a sequence that has ended, and free its blocks."""
+        if self.running.pop(seq.request_id, None) is None:
+            del self.waiting[seq.request_id]
+        self.blocks.release(seq)
+
+    def schedule(self) -> Plan:
+        """Plan a step: choose sequences, and give them the blocks that they write to.
+
+        Raises:
+            RuntimeError: Nothing can be done though there is work: a bug, made loud.
+        """
+        limits = self.limits
+        if not self.running:
+            self._filling = True
+        plan = Plan()
+        if limits.mode == "offline" and self._filling:
+            plan.prefill = self._prefill(limits.max_num_batched_tokens)
+            self._filling = bool(plan.prefill)
+        if not plan.prefill:
+            ready = self._grow_decoding()
+            budget = limits.max_num_batched_tokens - (len(ready) if limits.decode_first else 0)
+            plan.prefill = self._prefill(budget)
+            left = limits.max_num_batched_tokens - sum(chunk.end - chunk.start for chunk in plan.prefill)
+            plan.decode = ready if limits.decode_first else ready[: max(0, left)]
+        if self.has_work and not (plan.prefill or plan.decode):
+            raise RuntimeError(f"nothing to do for {len(self.waiting)} waiting and {len(self.running)} running requests")
+        return plan
+
+    def _grow_decoding(self) -> list[Sequence]:
+        """The sequences that decode, each with a block for its next token; preempts until there are enough."""
+        most = min(self.limits.max_num_seqs, self.limits.max_num_batched_tokens)
+        ready: list[Sequence] = []
+        for seq in [seq for seq in self.running.values() if seq.prefilled][:most]:
+            while seq.request_id in self.running and not self.blocks.grow(seq, len(seq.tokens)):
+                self._preempt(next(reversed(self.running.values())))
+            if seq.request_id in self.running:
+                ready.append(seq)
+        return ready
+
+    def preempt_all(self) -> None:
+        """Take the blocks from every running sequence; all wait again, in their order."""
+        for seq in reversed(list(self.running.values())):
+            self._preempt(seq)
+
+    def _preempt(self, seq: Sequence) -> None:
+        del self.running[seq.request_id]
+        self.blocks.release(seq)
+        seq.prefilled = False
+        seq.num_preemptions += 1
+        self.waiting[seq.request_id] = seq
+        self.waiting.move_to_end(seq.request_id, last=False)
+
+    def _prefill(self, budget: int) -> list[Chunk]:
+        """Chunks of the sequences under way, then of those that can be admitted."""
+        limits = self.limits
+        left = min(budget, limits.prefill_max_tokens)
+        chunks: list[Chunk] = []
+
+        def take(seq: Sequence) -> bool:
+            """Add a chunk of the sequence, if the limits allow one."""
+            nonlocal left
+            wanted = len(seq.tokens) - seq.num_computed
+            tokens = min(wanted, left) if limits.chunked_prefill else wanted
+            if tokens < 1 or (tokens > left and chunks) or len(chunks) == limits.prefill_max_batch_size:
+                return False
+            chunks.append(Chunk(seq, seq.num_computed, seq.num_computed + tokens, last=tokens == wanted))
+            left -= tokens
+            return True
+
+        for seq in self.running.values():
+            if not seq.prefilled and not take(seq):
+                return chunks
+        while self._admits(len(chunks)) and left > 0:
+            seq = next(iter(self.waiting.values()))
+            at_most = left if chunks and not limits.chunked_prefill else len(seq.tokens)
+            # Each running sequence keeps a block to grow into; otherwise what is admitted now is preempted next.
+            if not self.blocks.admit(seq, reserve=len(self.running), at_most=at_most):
+                break
+            take(seq)
+            self.running[seq.request_id] = self.waiting.pop(seq.request_id)
+        return chunks
+
+    def _admits(self, num_chunks: int) -> bool:
+        """Whether the mode and the limits on numbers let another sequence in."""
+        closed = self.limits.mode == "offline" and not self._filling
+        full = len(self.running) >= self._max_active or num_chunks >= self.limits.prefill_max_batch_size
+        return bool(self.waiting) and not closed and not full

@@ -1,0 +1,67 @@
+"""One request as the engine works on it."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from engine.sampling_params import SamplingParams
+
+
+class FinishReason(StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"  # the model's end of text, or one of the request's stop ids
+    LENGTH = "length"  # max_tokens, or the end of the context
+    ABORT = "abort"
+
+
+@dataclass
+class Timing:
+    """When things happened, in seconds of `time.perf_counter`; None until they have."""
+
+    arrived: float
+    admitted: float | None = None
+    first_token: float | None = None
+    tokens: list[float] = field(default_factory=list)
+    finished: float | None = None
+
+
+@dataclass(eq=False)
+class Sequence:
+    """The tokens of one request, and what of them is in the cache.
+
+    Attributes:
+        tokens: Prompt and output.
+        num_prompt: Tokens of the prompt.
+        seed: Of its random numbers, settled.
+        block_table: Block `i` holds positions `i * block_size` and on. Appended to in place; any other change makes
+            a new list, so that whoever has copied the first `n` entries of a list knows them to be right while the
+            list is the same.
+        num_computed: Tokens whose keys and values are in the cache, or will be after the step under way.
+        prefilled: Whether a token has been sampled since the last admission; from then on it decodes.
+        num_published: Full blocks that are in the prefix cache, and `chain` the last of them; the block manager's.
+    """
+
+    request_id: str
+    tokens: list[int]
+    num_prompt: int
+    params: SamplingParams
+    seed: int
+    timing: Timing
+    block_table: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    prefilled: bool = False
+    num_published: int = 0
+    chain: int = 0
+    num_cached_prompt: int = 0
+    num_preemptions: int = 0
+    finish_reason: FinishReason | None = None
+
+    @property
+    def output(self) -> list[int]:
+        """The generated tokens."""
+        return self.tokens[self.num_prompt :]
+
+    @property
+    def num_output(self) -> int:
+        """How many tokens have been generated."""
+        return len(self.tokens) - self.num_prompt

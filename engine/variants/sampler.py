@@ -1,0 +1,96 @@
+"""How tokens are chosen from logits and reach the host: the axis `sampler`."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.ops.interface import Ops
+from engine.sequence import Sequence
+from engine.staging import Staging
+from engine.variants.registry import Registry
+
+
+class Sampler(Protocol):
+    """Chooses a token for each sequence; the choice depends on its logits, its seed and its output position alone."""
+
+    def __init__(self, ops: Ops, device: torch.device) -> None: ...
+
+    def sample(self, logits: Tensor, seqs: list[Sequence], positions: Tensor) -> tuple[list[int], Tensor | None]:
+        """Sample, and wait for the result.
+
+        Args:
+            logits: `[batch, vocab]`.
+            seqs: One a row.
+            positions: `[batch]` on the device, of the last token of each, counted from 0.
+
+        Returns:
+            The tokens, and the same on the device where they are together there.
+        """
+        ...
+
+
+SAMPLERS: Registry[Sampler] = Registry("sampler", "how tokens are chosen and reach the host")
+
+
+class _Parameters:
+    """Temperatures, seeds and output positions of a batch on the device; one copy when the batch changes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._staging = Staging(device)
+        self._seqs: list[Sequence] = []
+        self._seeds = self._temperatures = self._before_output = torch.empty(0)
+
+    def of(self, seqs: list[Sequence], positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """fp32 temperatures, int64 seeds and output positions, `[batch]` each."""
+        if self._seqs != seqs:
+            batch = len(seqs)
+            host = self._staging.array(4 * batch)
+            host[: 2 * batch].view(np.int64)[:] = [seq.seed for seq in seqs]
+            host[2 * batch : 3 * batch].view(np.float32)[:] = [seq.params.temperature for seq in seqs]
+            host[3 * batch :] = [seq.num_prompt - 1 for seq in seqs]
+            packed = torch.empty(4 * batch, dtype=torch.int32, device=self._device)
+            self._staging.send(packed)
+            self._seeds = packed[: 2 * batch].view(torch.int64)
+            self._temperatures = packed[2 * batch : 3 * batch].view(torch.float32)
+            self._before_output = packed[3 * batch :]
+            self._seqs = seqs
+        return self._temperatures, self._seeds, positions - self._before_output
+
+
+def _greedy(seqs: list[Sequence]) -> bool:
+    return not any(seq.params.temperature for seq in seqs)
+
+
+@SAMPLERS.register("item_loop")
+class ItemLoop:
+    """One sequence after another, each with a copy to the host and a wait: how a first engine does it."""
+
+    def __init__(self, ops: Ops, device: torch.device) -> None:
+        self._ops = ops
+        self._parameters = _Parameters(device)
+
+    def sample(self, logits: Tensor, seqs: list[Sequence], positions: Tensor) -> tuple[list[int], Tensor | None]:
+        if _greedy(seqs):
+            return [int(row.argmax().item()) for row in logits], None
+        parameters = self._parameters.of(seqs, positions)
+        rows = [[values[i : i + 1] for values in (logits, *parameters)] for i in range(len(seqs))]
+        return [int(self._ops.sample(*row).item()) for row in rows], None
+
+
+@SAMPLERS.register("batched")
+class Batched:
+    """All sequences at once, one copy to the host and one wait."""
+
+    def __init__(self, ops: Ops, device: torch.device) -> None:
+        self._ops = ops
+        self._parameters = _Parameters(device)
+
+    def sample(self, logits: Tensor, seqs: list[Sequence], positions: Tensor) -> tuple[list[int], Tensor | None]:
+        if _greedy(seqs):
+            tokens = logits.argmax(-1)
+        else:
+            tokens = self._ops.sample(logits, *self._parameters.of(seqs, positions))
+        return tokens.tolist(), tokens
