@@ -11,7 +11,8 @@ comparing both, so a collision of hashes costs a hit and never a wrong token.
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence as Many
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 from engine.sequence import Sequence

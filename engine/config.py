@@ -24,15 +24,20 @@ def _option(default: Any, about: str, *, choices: tuple[str, ...] = (), least: i
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Every option by name; `from_options` reads them from keywords or text. `auto` is settled when a model is loaded."""
+    """Every option by name; `from_options` reads them from keywords or text.
+
+    What is `auto` is settled when a model is loaded.
+    """
 
     load_format: str = _option(
-        "auto", "auto reads a checkpoint; dummy makes random weights for a preset or a folder's config.json",
+        "auto",
+        "auto reads a checkpoint; dummy makes random weights for a preset or a folder's config.json",
         choices=("auto", "dummy"),
     )
     tokenizer: str | None = _option(None, "folder or hub id of a tokenizer, or byte; by default the model's own")
     dtype: str = _option(
-        "auto", "auto is bfloat16 on a GPU and float32 on a CPU",
+        "auto",
+        "auto is bfloat16 on a GPU and float32 on a CPU",
         choices=("auto", "float32", "float16", "bfloat16", "float64"),
     )
     device: str = _option("auto", "auto is a GPU where there is one", choices=("auto", "cpu", "cuda"))
@@ -45,7 +50,8 @@ class EngineConfig:
     prefix_cache: bool = _option(True, "keep full blocks for prompts that begin alike")
 
     mode: str = _option(
-        "online", "online admits at any time, offline a batch at a time, naive a request at a time",
+        "online",
+        "online admits at any time, offline a batch at a time, naive a request at a time",
         choices=("online", "offline", "naive"),
     )
     admission: str = _option("fifo", "which waiting request is admitted next", choices=("fifo",))
@@ -58,7 +64,9 @@ class EngineConfig:
     decode_first: bool = _option(False, "decoding takes its tokens from a step first, not prefill")
 
     block_tables: str = _option("auto", "how block tables get to the GPU")
-    dense_mask: str = _option("off", "also build the dense mask that paged attention does not read", choices=("off", "on"))
+    dense_mask: str = _option(
+        "off", "also build the dense mask that paged attention does not read", choices=("off", "on")
+    )
     inputs: str = _option("auto", "how a decode step's tokens and lengths get to the GPU")
     kv_append: str = _option("auto", "how new keys and values get into the cache")
     kv_append_min_batch: int = _option(0, "the least batch for which kv_append's Triton forms are used", least=0)
@@ -82,7 +90,9 @@ class EngineConfig:
             if least is not None and value is not None and value < least:
                 raise ConfigError(f"{option.name} must be at least {least}, but is {value}")
         if not 0 < self.gpu_memory_utilization <= 1:
-            raise ConfigError(f"gpu_memory_utilization must be over 0 and at most 1, but is {self.gpu_memory_utilization}")
+            raise ConfigError(
+                f"gpu_memory_utilization must be over 0 and at most 1, but is {self.gpu_memory_utilization}"
+            )
 
     @classmethod
     def from_options(cls, **options: Any) -> "EngineConfig":

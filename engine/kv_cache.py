@@ -33,8 +33,6 @@ class KVCache:
         return self.keys.nbytes + self.values.nbytes
 
     @staticmethod
-    def block_nbytes(
-        num_layers: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
-    ) -> int:
+    def block_nbytes(num_layers: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
         """Bytes of one block in all layers."""
         return 2 * num_layers * block_size * num_kv_heads * head_dim * dtype.itemsize

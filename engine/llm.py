@@ -1,6 +1,7 @@
 """The engine as a library: text or token ids in, text and token ids out."""
 
-from collections.abc import Callable, Iterator, Sequence as Many
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Any
 

@@ -100,7 +100,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype that an option names."""
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
-    return getattr(torch, name)
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def load_core(found: Found, config: EngineConfig, progress: Callable[[str], None] | None = None) -> EngineCore:
@@ -140,7 +141,9 @@ def load_core(found: Found, config: EngineConfig, progress: Callable[[str], None
         blocks = config.num_blocks or _cpu_blocks(spec, config, max_model_len, dtype)
         runner = Runner(machine, config, variants, max_model_len, blocks)
     if runner.cache.keys.shape[1] * config.block_size > _MAX_SLOTS:
-        raise ConfigError(f"num_blocks times block_size must be under 2**31; num_blocks is {runner.cache.keys.shape[1]}")
+        raise ConfigError(
+            f"num_blocks times block_size must be under 2**31; num_blocks is {runner.cache.keys.shape[1]}"
+        )
     return EngineCore(runner, config)
 
 

@@ -225,7 +225,7 @@ class Runner:
         per_layer = self._tables.per_layer
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            def attend_to_cache(new: tuple[Tensor, Tensor] | None, append: bool) -> Tensor:  # noqa: FBT001
+            def attend_to_cache(new: tuple[Tensor, Tensor] | None, append: bool) -> Tensor:
                 return attention.decode(
                     query,
                     self.cache.flat if per_layer else self.cache.layers[layer],
@@ -259,8 +259,8 @@ class Runner:
         """
         longest = min(max_prefill_tokens, self.max_model_len - 1)
         batch = min(max_prefill_seqs, max_prefill_tokens)
-        for count, length in ((-(-max_prefill_tokens // longest), longest), (batch, max_prefill_tokens // batch)):
-            length = max(1, min(length, longest, max_prefill_tokens // count))
+        for count in (-(-max_prefill_tokens // longest), batch):
+            length = max(1, min(longest, max_prefill_tokens // count))
             self.prefill([Chunk(self._made_up(length, 0.0), 0, length, last=True) for _ in range(count)])
         for batch, temperature in ((self._config.max_num_seqs, 1.0), (self._config.max_num_seqs, 0.0), (1, 0.0)):
             self.decode([self._made_up(self.max_model_len - 1, temperature) for _ in range(batch)])

@@ -1,6 +1,7 @@
 """How the tokens of one request are chosen, and when it ends."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from engine.errors import RequestError
 
@@ -27,17 +28,15 @@ class SamplingParams:
     max_tokens: int = 128
     temperature: float = 0.0
     seed: int | None = None
-    stop_token_ids: tuple[int, ...] = field(default=())
+    stop_token_ids: Iterable[int] = ()
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        """Check values, and make a tuple of the stop ids whatever they came in."""
-        if isinstance(self.stop_token_ids, int | str):
-            raise RequestError(f"stop_token_ids must be several token ids, but is {self.stop_token_ids!r}")
+        """Check values, and make a tuple of the stop ids."""
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        for name, value in (("max_tokens", self.max_tokens), *(("stop_token_ids", i) for i in self.stop_token_ids)):
+        for name, value in (("max_tokens", self.max_tokens), *(("a stop token id", i) for i in self.stop_token_ids)):
             if isinstance(value, bool) or not isinstance(value, int):
-                raise RequestError(f"{name} must hold integers, but holds {value!r}")
+                raise RequestError(f"{name} must be an integer, but is {value!r}")
         if self.max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, but is {self.max_tokens}")
         if not 0 <= self.temperature < float("inf"):

@@ -1,10 +1,10 @@
 """Which sequences do what in the next step.
 
-Requests wait in the order in which they came. A sequence is admitted when there are blocks for all of its tokens, is
-prefilled (in chunks, where a step's budget is smaller), then decodes one token a step. Where decoding needs a block and
-none is left, the sequence admitted last gives up its blocks and waits again, first in line; its tokens are computed anew
-when it comes back. The oldest sequence is never made to wait by others, and every request alone fits into the cache, so
-every request ends.
+Requests wait in the order in which they came. A sequence is admitted when there are blocks for all of its tokens,
+is prefilled (in chunks, where a step's budget is smaller), then decodes one token a step. Where decoding needs a
+block and none is left, the sequence admitted last gives up its blocks and waits again, first in line; its tokens
+are computed anew when it comes back. The oldest sequence is never made to wait by others, and every request alone
+fits into the cache, so every request ends.
 """
 
 from collections import OrderedDict
@@ -114,7 +114,9 @@ class Scheduler:
             left = limits.max_num_batched_tokens - sum(chunk.end - chunk.start for chunk in plan.prefill)
             plan.decode = ready if limits.decode_first else ready[: max(0, left)]
         if self.has_work and not (plan.prefill or plan.decode):
-            raise RuntimeError(f"nothing to do for {len(self.waiting)} waiting and {len(self.running)} running requests")
+            raise RuntimeError(
+                f"nothing to do for {len(self.waiting)} waiting and {len(self.running)} running requests"
+            )
         return plan
 
     def _grow_decoding(self) -> list[Sequence]:

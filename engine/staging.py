@@ -13,9 +13,9 @@ _LEAST_NUMEL = 1024
 class Staging:
     """Pinned host buffers, written in turn, each sent to the device by one asynchronous copy.
 
-    A buffer is not handed out again before the copy that reads it has ended: an event after each copy says so. With two
-    in turn that has happened long ago, so looking costs a query and no wait. On a CPU ordinary memory serves, and copies
-    are made at once.
+    A buffer is not handed out again before the copy that reads it has ended: an event after each copy says so. With
+    two in turn that has happened long ago, so looking costs a query and no wait. On a CPU ordinary memory serves,
+    and copies are made at once.
 
     Args:
         device: Where copies go.

@@ -74,7 +74,7 @@ def load_tokenizer(name: str | None, model_folder: Path | None, vocab_size: int)
 
     try:
         return HubTokenizer(AutoTokenizer.from_pretrained(source))
-    except Exception as error:  # noqa: BLE001 - tokenizers raise what their formats' readers raise
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "name another with the option tokenizer, or tokenizer='byte'"
         raise ModelError(f"the tokenizer of {source} cannot be read ({reason}); {hint}") from error
@@ -83,9 +83,9 @@ def load_tokenizer(name: str | None, model_folder: Path | None, vocab_size: int)
 class Detokenizer:
     """Turns a growing list of tokens into text piece by piece, and never gives half a character.
 
-    A token can end inside a character, whose bytes then decode to U+FFFD until the rest has come; so text is given up to
-    the U+FFFDs at its end, and those only when nothing more can come. Only the last few tokens are decoded each time: a
-    window that begins at a place where the text so far was whole.
+    A token can end inside a character, whose bytes then decode to U+FFFD until the rest has come; so text is given
+    up to the U+FFFDs at its end, and those only when nothing more can come. Only the last few tokens are decoded
+    each time: a window that begins at a place where the text so far was whole.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -56,9 +56,10 @@ def read_config(folder: Path) -> "PreTrainedConfig":
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json; a checkpoint in Hugging Face's layout has one")
     try:
-        return AutoConfig.from_pretrained(folder)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / 'config.json'} cannot be read: {str(error).splitlines()[0]}") from error
+    return config
 
 
 def read_eos(folder: Path) -> tuple[int, ...] | None:
@@ -129,7 +130,7 @@ class Checkpoint:
             raise ModelError(f"{self.folder} has no tensor {name!r}; the checkpoint is incomplete or of another model")
         self._asked.add(name)
         path = self._files[name]
-        tensor = self._reader(path).get_tensor(self._names[name])
+        tensor: Tensor = self._reader(path).get_tensor(self._names[name])
         if tuple(tensor.shape) != shape:
             have, want = list(tensor.shape), list(shape)
             raise ModelError(f"{path}: {name} has shape {have}, but config.json asks for {want}")

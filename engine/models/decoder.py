@@ -78,4 +78,3 @@ class Decoder:
 
 def _linear(x: Tensor, linear: Linear) -> Tensor:
     return F.linear(x, linear.weight, linear.bias)
-

@@ -119,7 +119,9 @@ def read_spec(config: "PreTrainedConfig") -> ModelSpec:
         raise _refuse(config, "its weights are quantised", "only fp32, fp16 and bf16 weights are read")
     spec = family(config)
     if spec.num_heads * spec.head_dim != spec.hidden_size and not spec.rope:
-        raise _refuse(config, f"{spec.hidden_size} is not a multiple of {spec.num_heads} heads", "heads are of one width")
+        raise _refuse(
+            config, f"{spec.hidden_size} is not a multiple of {spec.num_heads} heads", "heads are of one width"
+        )
     if spec.num_heads % spec.num_kv_heads:
         heads = f"{spec.num_heads} query heads do not share {spec.num_kv_heads} KV heads"
         raise _refuse(config, heads, "every KV head serves as many queries")
@@ -135,4 +137,5 @@ def rotary_table(config: "PreTrainedConfig", num_positions: int, device: torch.d
 
     rotary = LlamaRotaryEmbedding(config)
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), rotary.inv_freq.float().cpu())
-    return (torch.cat([angles.cos(), angles.sin()], 1) * rotary.attention_scaling).to(device)
+    table: Tensor = torch.cat([angles.cos(), angles.sin()], 1) * rotary.attention_scaling
+    return table.to(device)

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from engine.models.weights import Norm
 from engine.ops.interface import Rotary
-from kernels import block_ops, kv_append, rotary as rotary_kernels
+from kernels import block_ops, kv_append
+from kernels import rotary as rotary_kernels
 from kernels.activation import bias_gelu, silu_and_mul
 from kernels.embedding import embed
 from kernels.norms import add_layer_norm, add_rms_norm
@@ -93,6 +94,4 @@ class TritonOps:
         if self._workspace is None or self._workspace.scores.numel() < batch * cdiv(vocab, BLOCK_V):
             self._workspace = sampling_workspace(batch, vocab, logits.device)
         out = torch.empty(batch, dtype=torch.int64, device=logits.device)
-        return sample(
-            logits, temperatures, seeds, positions, out=out, workspace=self._workspace, check=self.check
-        )
+        return sample(logits, temperatures, seeds, positions, out=out, workspace=self._workspace, check=self.check)

@@ -192,7 +192,7 @@ class TritonAttention:
         caches: tuple[Tensor, Tensor],
         block_table: Tensor,
         seq_lens: Tensor,
-        max_seq_len: int,  # noqa: ARG002 - the kernel reads lengths on the device
+        max_seq_len: int,
         *,
         scale: float,
         window: int,

@@ -60,9 +60,7 @@ BLOCK_TABLES: Registry[BlockTables] = Registry("block_tables", "how block tables
 
 def _padded_rows(seqs: list[Sequence], width: int, first_block: int) -> list[list[int]]:
     """Rows as lists, as the seeds' engine makes them for each layer."""
-    return [
-        [first_block + block for block in seq.block_table] + [0] * (width - len(seq.block_table)) for seq in seqs
-    ]
+    return [[first_block + block for block in seq.block_table] + [0] * (width - len(seq.block_table)) for seq in seqs]
 
 
 def _capacity(batch: int, before: int) -> int:
@@ -76,7 +74,7 @@ class PerLayerPageable:
 
     per_layer: ClassVar[bool] = True
 
-    def __init__(self, sizes: TableSizes, ops: Ops, device: torch.device) -> None:  # noqa: ARG002 - the interface's
+    def __init__(self, sizes: TableSizes, ops: Ops, device: torch.device) -> None:
         self._sizes = sizes
         self._device = device
         self._tables = torch.empty(0)
@@ -108,7 +106,7 @@ class StagedLayerMajor:
 
     per_layer: ClassVar[bool] = True
 
-    def __init__(self, sizes: TableSizes, ops: Ops, device: torch.device) -> None:  # noqa: ARG002 - the interface's
+    def __init__(self, sizes: TableSizes, ops: Ops, device: torch.device) -> None:
         self._sizes = sizes
         self._device = device
         self._batch = self._capacity = 0
@@ -172,7 +170,7 @@ class StagedPinned:
 
     per_layer: ClassVar[bool] = True
 
-    def __init__(self, sizes: TableSizes, ops: Ops, device: torch.device) -> None:  # noqa: ARG002 - the interface's
+    def __init__(self, sizes: TableSizes, ops: Ops, device: torch.device) -> None:
         shape = (sizes.max_num_seqs, sizes.num_layers, sizes.width)
         self._rows = _Rows(sizes.max_num_seqs, sizes.width)
         self._first_blocks = np.arange(sizes.num_layers, dtype=np.int32)[None, :, None] * sizes.num_blocks
@@ -198,7 +196,7 @@ class SharedPinned:
 
     per_layer: ClassVar[bool] = False
 
-    def __init__(self, sizes: TableSizes, ops: Ops, device: torch.device) -> None:  # noqa: ARG002 - the interface's
+    def __init__(self, sizes: TableSizes, ops: Ops, device: torch.device) -> None:
         self._rows = _Rows(sizes.max_num_seqs, sizes.width)
         self._staging = Staging(device)
         self._table = torch.empty((sizes.max_num_seqs, sizes.width), dtype=torch.int32, device=device)

@@ -137,7 +137,9 @@ RULES: tuple[tuple[Callable[[_Case], bool], Callable[[_Case], str]], ...] = (
     ),
     (
         lambda c: c.chosen.attention_backend == "triton" and not c.block_size_fits,
-        lambda c: f"attention_backend='triton' needs block_size 16, 32, 64, 128 or 256, but it is {c.config.block_size}",
+        lambda c: (
+            f"attention_backend='triton' needs block_size 16, 32, 64, 128 or 256, but it is {c.config.block_size}"
+        ),
     ),
     (
         lambda c: c.chosen.ops == "triton" and c.config.block_size & (c.config.block_size - 1) != 0,

@@ -45,7 +45,7 @@ INPUTS: Registry[Inputs] = Registry("inputs", "how a decode step's tokens and le
 class PerTensor:
     """A tensor made from a list for the tokens and one for the lengths, each a blocking copy: the seeds' way."""
 
-    def __init__(self, max_num_seqs: int, device: torch.device) -> None:  # noqa: ARG002 - the interface's
+    def __init__(self, max_num_seqs: int, device: torch.device) -> None:
         self._device = device
 
     def prepare(self, seqs: list[Sequence]) -> DecodeInputs:

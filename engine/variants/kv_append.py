@@ -77,7 +77,7 @@ KV_APPENDS: Registry[KVAppend] = Registry("kv_append", "how new keys and values 
 class _AfterForward:
     """The seeds' forms: attention takes the new token as an argument, and each layer's append comes afterwards."""
 
-    def __init__(self, ops: Ops, block_size: int, min_batch: int, *, rope: bool) -> None:  # noqa: ARG002 - the interface's
+    def __init__(self, ops: Ops, block_size: int, min_batch: int, *, rope: bool) -> None:
         self._ops = ops
         self._block_size = block_size
         self._min_batch = min_batch
@@ -86,7 +86,7 @@ class _AfterForward:
         self._positions = torch.empty(0)
         self._layers: list[LayerStep] = []
 
-    def begin(self, seqs: list[Sequence], inputs: DecodeInputs, block_table: Tensor) -> None:  # noqa: ARG002 - the interface's
+    def begin(self, seqs: list[Sequence], inputs: DecodeInputs, block_table: Tensor) -> None:
         self._seqs = seqs
         self._positions = inputs.positions
         self._layers = []
@@ -189,14 +189,14 @@ class FullBatch(IdentityPos):
 class _InLayer:
     """Forms that write inside a layer, to slots that are computed on the device once a step."""
 
-    def __init__(self, ops: Ops, block_size: int, min_batch: int, *, rope: bool) -> None:  # noqa: ARG002 - the interface's
+    def __init__(self, ops: Ops, block_size: int, min_batch: int, *, rope: bool) -> None:
         self._ops = ops
         self._block_size = block_size
         self._rope = rope
         self.notes: Counter[str] = Counter()
         self._positions = self._slots = torch.empty(0)
 
-    def begin(self, seqs: list[Sequence], inputs: DecodeInputs, block_table: Tensor) -> None:  # noqa: ARG002 - the interface's
+    def begin(self, seqs: list[Sequence], inputs: DecodeInputs, block_table: Tensor) -> None:
         self._positions = inputs.positions
         if self._needs_slots():
             with annotate(KV_APPEND):

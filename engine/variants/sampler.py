@@ -89,8 +89,6 @@ class Batched:
         self._parameters = _Parameters(device)
 
     def sample(self, logits: Tensor, seqs: list[Sequence], positions: Tensor) -> tuple[list[int], Tensor | None]:
-        if _greedy(seqs):
-            tokens = logits.argmax(-1)
-        else:
-            tokens = self._ops.sample(logits, *self._parameters.of(seqs, positions))
+        greedy = _greedy(seqs)
+        tokens = logits.argmax(-1) if greedy else self._ops.sample(logits, *self._parameters.of(seqs, positions))
         return tokens.tolist(), tokens
