@@ -7,7 +7,8 @@ from kernels import paged_attention as pa
 from kernels import reference
 from kernels.kv_append import compute_slot_mapping, kv_append_slot_mapping
 from kernels.prefill_attention import paged_attention_prefill
-from tests.kernels.helpers import PagedCache, attention_bound, pairwise
+from tests.kernels.helpers import PagedCache, attention_bound
+from tests.pairwise import pairwise
 
 AXES = {
     "dtype": [torch.float32, torch.float16],

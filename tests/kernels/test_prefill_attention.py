@@ -5,7 +5,8 @@ import torch
 
 from kernels import reference
 from kernels.prefill_attention import paged_attention_prefill
-from tests.kernels.helpers import PagedCache, attention_bound, pairwise
+from tests.kernels.helpers import PagedCache, attention_bound
+from tests.pairwise import pairwise
 
 AXES = {
     "dtype": [torch.float32, torch.float16],
