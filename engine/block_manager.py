@@ -65,12 +65,16 @@ class BlockManager:
         self.prefix_cache = prefix_cache
         self.stats = PrefixCacheStats()
         self._hash = hash_content
-        self._free = deque(range(num_blocks))
+        self._last_name = ROOT
+        self.clear()
+
+    def clear(self) -> None:
+        """Take all blocks back, and forget what they hold; those who had some must forget them too."""
+        self._free = deque(range(self.num_blocks))
         self._unused: OrderedDict[int, None] = OrderedDict()
-        self._references = [0] * num_blocks
+        self._references = [0] * self.num_blocks
         self._content: dict[int, _Content] = {}
         self._by_key: dict[int, int] = {}
-        self._last_name = ROOT
         # Copies not made yet, target to source; each keeps a reference to its source.
         self._copies: dict[int, int] = {}
 
@@ -97,6 +101,9 @@ class BlockManager:
         Returns:
             Whether the sequence has been admitted; if not, nothing has changed.
         """
+        # At least one block is needed, be it a cached one; looking for hits costs more than this.
+        if self.num_free < 1 + reserve:
+            return False
         num_tokens = len(seq.tokens)
         hits = self._match(seq.tokens)
         computed = min(len(hits) * self.block_size, num_tokens - 1)
@@ -114,7 +121,8 @@ class BlockManager:
         seq.chain = self._content[hits[-1]].name if hits else ROOT
         seq.block_table = hits + [self._take() for _ in range(new)]
         seq.num_computed = computed
-        seq.num_cached_prompt = min(computed, seq.num_prompt)
+        if not seq.num_preemptions:
+            seq.num_cached_prompt = computed
         if shared:
             self._unshare(seq, len(hits) - 1)
         self.stats.queries += 1
@@ -130,9 +138,11 @@ class BlockManager:
             Whether there was enough; if not, nothing has changed.
         """
         table = seq.block_table
-        new = self.blocks_for(num_tokens) - len(table)
         first = seq.num_computed // self.block_size
         shared = [i for i in range(first, len(table)) if self._references[table[i]] > 1]
+        new = self.blocks_for(num_tokens) - len(table)
+        if not new and not shared:
+            return True
         if self.num_free < new + len(shared):
             return False
         for i in shared:

@@ -46,7 +46,9 @@ class EngineConfig:
     max_model_len: int | None = _option(None, "tokens of a request at most; by default the model's context", least=2)
     block_size: int = _option(16, "positions a cache block", least=1)
     num_blocks: int | None = _option(None, "cache blocks; by default what free memory holds", least=1)
-    gpu_memory_utilization: float = _option(0.9, "share of the GPU's memory for weights, activations and cache")
+    gpu_memory_utilization: float = _option(
+        0.9, "share of a GPU's memory for weights, activations and cache; a CPU's cache is 1 GiB"
+    )
     prefix_cache: bool = _option(True, "keep full blocks for prompts that begin alike")
 
     mode: str = _option(

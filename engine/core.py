@@ -107,8 +107,12 @@ class EngineCore:
     def _new_sequence(
         self, tokens: list[int], num_prompt: int, params: SamplingParams, request_id: str | None
     ) -> Sequence:
+        if request_id is None:
+            # Callers may have taken a number for an id.
+            while str(self._num_requests) in self._seqs:
+                self._num_requests += 1
+            request_id = str(self._num_requests)
         number = self._num_requests
-        request_id = str(number) if request_id is None else request_id
         if request_id in self._seqs:
             raise RequestError(f"a request with the id {request_id!r} is under way; choose another")
         self._num_requests += 1
@@ -169,7 +173,10 @@ class EngineCore:
         try:
             return self._step()
         except BaseException:
-            self.scheduler.preempt_all()
+            # Wherever it was, even inside the bookkeeping: begin anew with what has not ended.
+            self._seqs = {i: seq for i, seq in self._seqs.items() if seq.finish_reason is None}
+            self.scheduler.restart(self._seqs.values())
+            self.stats.preemptions = self.scheduler.num_preemptions
             self.runner.reset()
             raise
 
@@ -183,6 +190,7 @@ class EngineCore:
         advanced: list[Sequence] = []
         stats = self.stats
         stats.steps += 1
+        stats.preemptions = self.scheduler.num_preemptions
 
         def prefill() -> None:
             start = time.perf_counter()
@@ -244,7 +252,6 @@ class EngineCore:
     def _finish(self, seq: Sequence, reason: FinishReason, now: float) -> None:
         seq.finish_reason = reason
         seq.timing.finished = now
-        self.stats.preemptions += seq.num_preemptions
         self.scheduler.remove(seq)
         del self._seqs[seq.request_id]
 
@@ -253,9 +260,11 @@ class EngineCore:
         self.blocks.reset_prefix_cache()
 
     def check_integrity(self) -> None:
-        """Every block is accounted for (see `BlockManager.check_integrity`).
+        """Every request is in one queue, and every block accounted for (see `BlockManager.check_integrity`).
 
         Raises:
             AssertionError: One is not.
         """
+        queued = [*self.scheduler.waiting, *self.scheduler.running]
+        assert sorted(queued) == sorted(self._seqs), "a request is in two queues, or in none"
         self.blocks.check_integrity(self._seqs.values())

@@ -1,11 +1,15 @@
 """The engine as a library: text or token ids in, text and token ids out."""
 
-from collections.abc import Callable, Iterator
+import operator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from engine.config import EngineConfig
+from engine.core import EngineCore
 from engine.errors import RequestError
 from engine.loading import find_model, load_core
 from engine.sampling_params import SamplingParams
@@ -59,10 +63,17 @@ class _Followed:
 
     def __init__(self, seq: Sequence, index: int, tokenizer: Tokenizer) -> None:
         self.seq = seq
-        self.ended = False
         self._index = index
         self._seen = len(seq.tokens)
         self._detokenizer = Detokenizer(tokenizer)
+        # A fork may begin inside a character.
+        for token in seq.output:
+            self._detokenizer.push(token)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to tell."""
+        return self.seq.finish_reason is not None and self._seen == len(self.seq.tokens)
 
     def increments(self) -> Iterator[Increment]:
         """What has come since the last call, if anything."""
@@ -72,10 +83,49 @@ class _Followed:
             return
         self._seen += len(new)
         text = "".join(self._detokenizer.push(token) for token in new)
-        self.ended = seq.finish_reason is not None
         if self.ended:
             text += self._detokenizer.flush()
         yield Increment(seq.request_id, self._index, text, new, seq.finish_reason)
+
+
+class Stream(Iterator[Increment]):
+    """What steps add to several requests, as it comes; the engine steps when more is asked for.
+
+    Requests that are still under way when it is closed, or when nobody holds it any more, are aborted.
+    """
+
+    def __init__(self, core: EngineCore, requests: list[_Followed]) -> None:
+        self._core = core
+        self._requests = requests
+        self._ready: deque[Increment] = deque()
+
+    def __next__(self) -> Increment:
+        # Steps of other calls may have served these requests too.
+        while not self._collect():
+            self._requests = [request for request in self._requests if not request.ended]
+            if not self._requests:
+                raise StopIteration
+            try:
+                self._core.step()
+            except BaseException:
+                self.close()
+                raise
+        return self._ready.popleft()
+
+    def _collect(self) -> bool:
+        """Whether there is an increment to give."""
+        if not self._ready:
+            self._ready.extend(increment for request in self._requests for increment in request.increments())
+        return bool(self._ready)
+
+    def close(self) -> None:
+        """Abort what is under way; nothing more comes."""
+        _abort_all(self._core, [request.seq for request in self._requests])
+        self._requests = []
+        self._ready.clear()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class LLM:
@@ -96,7 +146,7 @@ class LLM:
         found = find_model(model, self.config.load_format)
         self.tokenizer = load_tokenizer(self.config.tokenizer, found.folder, found.spec.vocab_size)
         self.core = load_core(found, self.config, progress)
-        self._followed: dict[str, _Followed] = {}
+        self._followed: list[_Followed] = []
 
     @property
     def max_model_len(self) -> int:
@@ -132,28 +182,15 @@ class LLM:
                 if on_step is not None:
                     on_step(sum(seq.finish_reason is not None for seq in seqs))
         finally:
-            self._abort_all(seqs)
+            _abort_all(self.core, seqs)
         return [self._output(seq, detokenize=detokenize) for seq in seqs]
 
     def stream(
         self, prompts: Prompt | Many[Prompt], sampling_params: SamplingParams | Many[SamplingParams] | None = None
-    ) -> Iterator[Increment]:
-        """Serve prompts, and give what each step adds; arguments and errors as `generate` has them.
-
-        Requests that are still under way when the iterator is closed are aborted.
-        """
-        return self._stream(self._add_all(prompts, sampling_params))
-
-    def _stream(self, seqs: list[Sequence]) -> Iterator[Increment]:
-        try:
-            requests = [_Followed(seq, index, self.tokenizer) for index, seq in enumerate(seqs)]
-            while requests:
-                self.core.step()
-                for request in requests:
-                    yield from request.increments()
-                requests = [request for request in requests if not request.ended]
-        finally:
-            self._abort_all(seqs)
+    ) -> Stream:
+        """Serve prompts, and give what each step adds; arguments and errors as `generate` has them."""
+        seqs = self._add_all(prompts, sampling_params)
+        return Stream(self.core, [_Followed(seq, index, self.tokenizer) for index, seq in enumerate(seqs)])
 
     def add_request(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
@@ -167,20 +204,20 @@ class LLM:
             RequestError: It cannot be served, or its id is in use.
         """
         seq = self.core.add(self._encode(prompt), sampling_params or SamplingParams(), request_id)
-        self._followed[seq.request_id] = _Followed(seq, -1, self.tokenizer)
+        self._followed.append(_Followed(seq, -1, self.tokenizer))
         return seq.request_id
 
     def fork(self, request_id: str, sampling_params: SamplingParams, new_id: str | None = None) -> str:
         """Begin a second continuation of a request that has begun; see `EngineCore.fork`."""
         seq = self.core.fork(request_id, sampling_params, new_id)
-        self._followed[seq.request_id] = _Followed(seq, -1, self.tokenizer)
+        self._followed.append(_Followed(seq, -1, self.tokenizer))
         return seq.request_id
 
     def step(self) -> list[Increment]:
         """Run one step; what has come for requests of `add_request` and `fork`, also by steps of other calls."""
         self.core.step()
-        increments = [increment for request in self._followed.values() for increment in request.increments()]
-        self._followed = {i: request for i, request in self._followed.items() if not request.ended}
+        increments = [increment for request in self._followed for increment in request.increments()]
+        self._followed = [request for request in self._followed if not request.ended]
         return increments
 
     def abort(self, request_id: str) -> None:
@@ -189,20 +226,23 @@ class LLM:
         Raises:
             RequestError: There is no such request under way.
         """
-        self.core.abort(request_id)
-        self._followed.pop(request_id, None)
+        seq = self.core.abort(request_id)
+        self._followed = [request for request in self._followed if request.seq is not seq]
 
     @property
     def has_work(self) -> bool:
-        """Whether a request has not ended."""
-        return self.core.has_work
+        """Whether a request has not ended, or `step` has not told all of one that has."""
+        return self.core.has_work or bool(self._followed)
 
     def reset_prefix_cache(self) -> None:
         """Forget cached prefixes, so that the next prompts are computed whole."""
         self.core.reset_prefix_cache()
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        try:
+            return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [operator.index(i) for i in prompt]
+        except TypeError:
+            raise RequestError(f"a prompt must be a text or token ids, but is {prompt!r:.60}") from None
 
     def _add_all(
         self, prompts: Prompt | Many[Prompt], params: SamplingParams | Many[SamplingParams] | None
@@ -211,21 +251,26 @@ class LLM:
         each = _as_prompts(prompts)
         if params is None or isinstance(params, SamplingParams):
             params = [params or SamplingParams()] * len(each)
+        if not isinstance(params, Iterable) or not all(isinstance(one, SamplingParams) for one in params):
+            raise RequestError(f"sampling_params must be SamplingParams, one or several, but is {params!r:.60}")
         all_params = list(params)
         if len(all_params) != len(each):
             raise RequestError(f"there are {len(each)} prompts, but sampling_params for {len(all_params)}")
-        token_ids = [self._encode(prompt) for prompt in each]
-        for i, (tokens, one) in enumerate(zip(token_ids, all_params, strict=True)):
+        token_ids: list[list[int]] = []
+        for i, (prompt, one) in enumerate(zip(each, all_params, strict=True)):
             try:
-                self.core.check_request(tokens, one)
+                token_ids.append(self._encode(prompt))
+                self.core.check_request(token_ids[-1], one)
             except RequestError as error:
                 raise RequestError(f"prompt {i}: {error}" if len(each) > 1 else str(error)) from None
-        return [self.core.add(tokens, one) for tokens, one in zip(token_ids, all_params, strict=True)]
-
-    def _abort_all(self, seqs: list[Sequence]) -> None:
-        for seq in seqs:
-            if seq.finish_reason is None:
-                self.core.abort(seq.request_id)
+        seqs: list[Sequence] = []
+        try:
+            for tokens, one in zip(token_ids, all_params, strict=True):
+                seqs.append(self.core.add(tokens, one))
+        except BaseException:
+            _abort_all(self.core, seqs)
+            raise
+        return seqs
 
     def _output(self, seq: Sequence, *, detokenize: bool) -> Output:
         assert seq.finish_reason is not None
@@ -241,11 +286,21 @@ class LLM:
         )
 
 
+def _abort_all(core: EngineCore, seqs: list[Sequence]) -> None:
+    """End those that have not ended."""
+    for seq in seqs:
+        if seq.finish_reason is None:
+            core.abort(seq.request_id)
+
+
 def _as_prompts(prompts: Prompt | Many[Prompt]) -> list[Prompt]:
     """One prompt as a list of one."""
     if isinstance(prompts, str):
         return [prompts]
-    each = list(prompts)
-    if each and all(isinstance(token, int) for token in each):
+    try:
+        each = list(prompts)
+    except TypeError:
+        raise RequestError(f"prompts must be texts or lists of token ids, but are {prompts!r:.60}") from None
+    if each and all(isinstance(token, Integral) for token in each):
         return [each]  # type: ignore[list-item]
     return each  # type: ignore[return-value]

@@ -212,7 +212,6 @@ def _warmed_up(machine: Machine, config: EngineConfig, variants: Variants, max_m
             "the GPU's memory does not hold the weights, a step's activations and the cache; lower num_blocks, "
             "max_num_batched_tokens or max_num_seqs"
         ) from error
-    for part in (machine.ops, machine.attention):
-        if hasattr(part, "check"):
-            part.check = False
+    machine.ops.trust_arguments()
+    machine.attention.trust_arguments()
     return runner

@@ -33,13 +33,19 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Check values, and make a tuple of the stop ids."""
+        if not isinstance(self.stop_token_ids, Iterable):
+            raise RequestError(f"stop_token_ids must be several integers, but is {self.stop_token_ids!r}")
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        for name, value in (("max_tokens", self.max_tokens), *(("a stop token id", i) for i in self.stop_token_ids)):
+        integers = [("max_tokens", self.max_tokens), *(("a stop token id", i) for i in self.stop_token_ids)]
+        for name, value in integers + ([] if self.seed is None else [("seed", self.seed)]):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise RequestError(f"{name} must be an integer, but is {value!r}")
+        if isinstance(self.temperature, bool) or not isinstance(self.temperature, (int, float)):
+            raise RequestError(f"temperature must be a number, but is {self.temperature!r}")
         if self.max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, but is {self.max_tokens}")
-        if not 0 <= self.temperature < float("inf"):
-            raise RequestError(f"temperature must be 0 (greedy) or a positive number, but is {self.temperature}")
+        # Kernels read it as fp32.
+        if not (self.temperature == 0 or 1e-5 <= self.temperature <= 1e5):
+            raise RequestError(f"temperature must be 0 (greedy) or from 1e-5 to 1e5, but is {self.temperature}")
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
             raise RequestError(f"seed must be from 0 to 2**63 - 1, but is {self.seed}")

@@ -8,6 +8,7 @@ fits into the cache, so every request ends.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from engine.block_manager import BlockManager
@@ -72,6 +73,7 @@ class Scheduler:
         self.waiting: OrderedDict[str, Sequence] = OrderedDict()
         # In the order of admission, which is the order of service.
         self.running: dict[str, Sequence] = {}
+        self.num_preemptions = 0
         self._filling = True
         self._max_active = 1 if limits.mode == "naive" else limits.max_active
 
@@ -130,16 +132,27 @@ class Scheduler:
                 ready.append(seq)
         return ready
 
-    def preempt_all(self) -> None:
-        """Take the blocks from every running sequence; all wait again, in their order."""
-        for seq in reversed(list(self.running.values())):
-            self._preempt(seq)
+    def restart(self, seqs: Iterable[Sequence]) -> None:
+        """Let these sequences wait, in their order, without blocks, whatever state an interruption has left behind."""
+        known = {seq.request_id: seq for seq in seqs}
+        self.blocks.clear()
+        order = [i for i in dict.fromkeys([*self.running, *self.waiting, *known]) if i in known]
+        self.running = {}
+        self.waiting = OrderedDict((i, known[i]) for i in order)
+        for seq in self.waiting.values():
+            if seq.block_table:
+                seq.num_preemptions += 1
+                self.num_preemptions += 1
+            seq.block_table = []
+            seq.num_computed = 0
+            seq.prefilled = False
 
     def _preempt(self, seq: Sequence) -> None:
         del self.running[seq.request_id]
         self.blocks.release(seq)
         seq.prefilled = False
         seq.num_preemptions += 1
+        self.num_preemptions += 1
         self.waiting[seq.request_id] = seq
         self.waiting.move_to_end(seq.request_id, last=False)
 
@@ -149,20 +162,18 @@ class Scheduler:
         left = min(budget, limits.prefill_max_tokens)
         chunks: list[Chunk] = []
 
-        def take(seq: Sequence) -> bool:
-            """Add a chunk of the sequence, if the limits allow one."""
+        def take(seq: Sequence) -> None:
+            """Add a chunk of the sequence: what is left of it, or of the step."""
             nonlocal left
             wanted = len(seq.tokens) - seq.num_computed
             tokens = min(wanted, left) if limits.chunked_prefill else wanted
-            if tokens < 1 or (tokens > left and chunks) or len(chunks) == limits.prefill_max_batch_size:
-                return False
             chunks.append(Chunk(seq, seq.num_computed, seq.num_computed + tokens, last=tokens == wanted))
             left -= tokens
-            return True
 
+        # At most one is under way, since a prompt is cut only where a step ends.
         for seq in self.running.values():
-            if not seq.prefilled and not take(seq):
-                return chunks
+            if not seq.prefilled and left > 0:
+                take(seq)
         while self._admits(len(chunks)) and left > 0:
             seq = next(iter(self.waiting.values()))
             at_most = left if chunks and not limits.chunked_prefill else len(seq.tokens)

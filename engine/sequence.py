@@ -38,6 +38,7 @@ class Sequence:
             list is the same.
         num_computed: Tokens whose keys and values are in the cache, or will be after the step under way.
         prefilled: Whether a token has been sampled since the last admission; from then on it decodes.
+        num_cached_prompt: Tokens that were in the prefix cache when it was first admitted.
         num_published: Full blocks that are in the prefix cache, and `chain` the last of them; the block manager's.
     """
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from engine.errors import ConfigError, ModelError
+from engine.errors import ConfigError, ModelError, RequestError
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -12,7 +12,11 @@ class Tokenizer(Protocol):
     """What the engine asks of a tokenizer."""
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a prompt."""
+        """The token ids of a prompt.
+
+        Raises:
+            RequestError: It is not text: it has half of a surrogate pair.
+        """
         ...
 
     def decode(self, token_ids: list[int]) -> str:
@@ -25,7 +29,7 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The bytes."""
-        return list(text.encode())
+        return list(_check_text(text))
 
     def decode(self, token_ids: list[int]) -> str:
         """The text; surrogates and stray bytes come out as U+FFFD."""
@@ -41,11 +45,20 @@ class HubTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The token ids, with the special tokens that the tokenizer puts around a prompt."""
+        _check_text(text)
         return list(self._tokenizer(text).input_ids)
 
     def decode(self, token_ids: list[int]) -> str:
         """The text."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _check_text(text: str) -> bytes:
+    """The text in UTF-8."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise RequestError(f"the prompt {text!a} is not text: it has half of a surrogate pair") from None
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")

@@ -57,7 +57,7 @@ def read_config(folder: Path) -> "PreTrainedConfig":
         raise ModelError(f"{folder} has no config.json; a checkpoint in Hugging Face's layout has one")
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # what a config's class raises for wrong values is its own affair
         raise ModelError(f"{folder / 'config.json'} cannot be read: {str(error).splitlines()[0]}") from error
     return config
 
@@ -98,7 +98,7 @@ class Checkpoint:
         if index.is_file():
             try:
                 names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ModelError(f"{index} is not an index of shards: {error}") from error
             missing = [name for name in names if not (self.folder / name).is_file()]
             if missing:

@@ -24,6 +24,7 @@ class RandomWeights:
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
         if len(shape) == 1:
             return torch.ones(shape, dtype=self.dtype, device=self.device)
-        generator = torch.Generator(self.device).manual_seed(self.seed * 2**32 + zlib.crc32(name.encode()))
+        # One 32-bit number of both: a CPU's generator takes no more than that of its seed.
+        generator = torch.Generator(self.device).manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
         values = torch.empty(shape, dtype=torch.float32, device=self.device)
         return values.normal_(0.0, self.std, generator=generator).to(self.dtype)

@@ -25,6 +25,10 @@ class Rotary(NamedTuple):
 class Ops(Protocol):
     """Index tensors are int32 or int64 everywhere; `tokens` counts the tokens of a forward pass."""
 
+    def trust_arguments(self) -> None:
+        """Check no arguments from here on: a warm-up has passed."""
+        ...
+
     def embed(self, token_ids: Tensor, weight: Tensor, positions: Tensor, position_weight: Tensor | None) -> Tensor:
         """`weight[token_ids]`, plus `position_weight[positions]` where there is one: `[tokens, hidden]`."""
         ...

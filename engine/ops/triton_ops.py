@@ -15,31 +15,30 @@ from kernels.sizes import cdiv
 
 
 class TritonOps:
-    """See `engine.ops.interface.Ops`.
-
-    Attributes:
-        check: Whether kernels check their arguments; the runner turns it off once a warm-up has passed.
-    """
+    """See `engine.ops.interface.Ops`."""
 
     def __init__(self) -> None:
-        self.check = True
+        self._check = True
         self._workspace: SamplingWorkspace | None = None
+
+    def trust_arguments(self) -> None:
+        self._check = False
 
     def embed(self, token_ids: Tensor, weight: Tensor, positions: Tensor, position_weight: Tensor | None) -> Tensor:
         if position_weight is None:
-            return embed(token_ids, weight, check=self.check)
-        return embed(token_ids, weight, positions, position_weight, check=self.check)
+            return embed(token_ids, weight, check=self._check)
+        return embed(token_ids, weight, positions, position_weight, check=self._check)
 
     def add_norm(self, x: Tensor, residual: Tensor | None, norm: Norm, eps: float, kind: str) -> Tensor:
         if kind == "layer":
-            return add_layer_norm(x, residual, norm.weight, norm.bias, eps, check=self.check)
-        return add_rms_norm(x, residual, norm.weight, eps, check=self.check)
+            return add_layer_norm(x, residual, norm.weight, norm.bias, eps, check=self._check)
+        return add_rms_norm(x, residual, norm.weight, eps, check=self._check)
 
     def gelu(self, x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
-        return bias_gelu(x, bias, kind, check=self.check)
+        return bias_gelu(x, bias, kind, check=self._check)
 
     def silu_and_mul(self, x: Tensor) -> Tensor:
-        return silu_and_mul(x, check=self.check)
+        return silu_and_mul(x, check=self._check)
 
     def rotate(self, query: Tensor, key: Tensor, positions: Tensor, rotary: Rotary) -> None:
         rotary_kernels.rotary_embedding(
@@ -50,7 +49,7 @@ class TritonOps:
             q_weight=rotary.q_weight,
             k_weight=rotary.k_weight,
             eps=rotary.eps,
-            check=self.check,
+            check=self._check,
         )
 
     def rotate_and_append(
@@ -74,24 +73,24 @@ class TritonOps:
             q_weight=rotary.q_weight,
             k_weight=rotary.k_weight,
             eps=rotary.eps,
-            check=self.check,
+            check=self._check,
         )
 
     def append(self, caches: tuple[Tensor, Tensor], key: Tensor, value: Tensor, slots: Tensor) -> None:
-        kv_append.kv_append_slot_mapping(*caches, key, value, slots, check=self.check)
+        kv_append.kv_append_slot_mapping(*caches, key, value, slots, check=self._check)
 
     def slots(self, block_table: Tensor, positions: Tensor, block_size: int) -> Tensor:
-        return kv_append.compute_slot_mapping(block_table, positions, block_size, check=self.check)
+        return kv_append.compute_slot_mapping(block_table, positions, block_size, check=self._check)
 
     def copy_blocks(self, k_cache: Tensor, v_cache: Tensor, pairs: Tensor) -> None:
-        block_ops.copy_blocks(k_cache, v_cache, pairs, check=self.check)
+        block_ops.copy_blocks(k_cache, v_cache, pairs, check=self._check)
 
     def patch_block_table(self, block_table: Tensor, patches: Tensor) -> None:
-        block_ops.patch_block_table(block_table, patches, check=self.check)
+        block_ops.patch_block_table(block_table, patches, check=self._check)
 
     def sample(self, logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
         batch, vocab = logits.shape
         if self._workspace is None or self._workspace.scores.numel() < batch * cdiv(vocab, BLOCK_V):
             self._workspace = sampling_workspace(batch, vocab, logits.device)
         out = torch.empty(batch, dtype=torch.int64, device=logits.device)
-        return sample(logits, temperatures, seeds, positions, out=out, workspace=self._workspace, check=self.check)
+        return sample(logits, temperatures, seeds, positions, out=out, workspace=self._workspace, check=self._check)

@@ -17,6 +17,10 @@ class AttentionBackend(Protocol):
     the query. Neither method waits for the device.
     """
 
+    def trust_arguments(self) -> None:
+        """Check no arguments from here on: a warm-up has passed."""
+        ...
+
     def decode(
         self,
         query: Tensor,
@@ -80,7 +84,10 @@ LAUNCHES = {
 
 @ATTENTION.register("reference")
 class ReferenceAttention:
-    """Gathers each sequence's blocks into a dense tensor and calls torch's attention; the default on a CPU."""
+    """Gathers each sequence's blocks into a dense tensor and calls torch's attention."""
+
+    def trust_arguments(self) -> None:
+        pass
 
     def decode(
         self,
@@ -180,11 +187,14 @@ class TritonAttention:
         from kernels.paged_attention import decode_workspace, paged_attention_decode  # noqa: PLC0415 - needs triton
         from kernels.prefill_attention import paged_attention_prefill  # noqa: PLC0415 - needs triton
 
-        self.check = True
+        self._check = True
         self._launch = launch
         self._workspace = decode_workspace(batch, num_heads, num_kv_heads, head_dim, max_tokens, device)
         self._decode = paged_attention_decode
         self._prefill = paged_attention_prefill
+
+    def trust_arguments(self) -> None:
+        self._check = False
 
     def decode(
         self,
@@ -212,7 +222,7 @@ class TritonAttention:
             append=append,
             workspace=self._workspace,
             launch=self._launch,
-            check=self.check,
+            check=self._check,
         )
 
     def prefill(
@@ -236,5 +246,5 @@ class TritonAttention:
             longest,
             scale=scale,
             window=window,
-            check=self.check,
+            check=self._check,
         )

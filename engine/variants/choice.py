@@ -18,8 +18,8 @@ from engine.variants.kv_append import KV_APPENDS
 from engine.variants.sampler import SAMPLERS
 
 OPS = {
-    "torch": "torch calls, several launches for a norm, an activation or a rotation; the default on a CPU",
-    "triton": "one kernel each",
+    "torch": "torch calls, several launches for a norm, an activation or a rotation",
+    "triton": "one kernel each, in Triton",
 }
 DENSE_MASK = {
     "off": "no mask: attention reads lengths",
@@ -154,9 +154,7 @@ RULES: tuple[tuple[Callable[[_Case], bool], Callable[[_Case], str]], ...] = (
     ),
     (
         lambda c: c.config.kv_append_min_batch > 0 and c.chosen.kv_append not in _GATED,
-        lambda c: (
-            f"kv_append_min_batch is for kv_append {', '.join(_GATED)}; {c.chosen.kv_append!r} has no least batch"
-        ),
+        lambda c: f"kv_append_min_batch is for kv_append {', '.join(_GATED)}; {c.chosen.kv_append!r} has none",
     ),
     (
         lambda c: c.chosen.inputs == "on_device" and c.chosen.sampler == "item_loop",
