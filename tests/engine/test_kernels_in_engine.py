@@ -1,0 +1,224 @@
+"""The values that are kernels: through the interpreter on a CPU for a few tokens, whole on a GPU."""
+
+import pytest
+import torch
+
+from engine import LLM, ConfigError, SamplingParams
+from engine.variants.choice import AXES, NEEDS_TRITON
+from tests.engine.checkpoints import FAMILIES, hf_generate, random_prompts
+from tests.pairwise import pairwise
+
+ALL_KERNELS = {"attention_backend": "triton", "ops": "triton"}
+FORMS = [
+    {"attention_backend": "triton"},
+    {"ops": "triton"},
+    *({"kv_append": value} for axis, value in sorted(NEEDS_TRITON) if axis == "kv_append"),
+    *({**ALL_KERNELS, "kv_append": value} for value in AXES["kv_append"].values),
+    *({**ALL_KERNELS, "block_tables": value} for value in AXES["block_tables"].values),
+    {**ALL_KERNELS, "inputs": "per_tensor", "sampler": "item_loop"},
+    {**ALL_KERNELS, "dtype": "float16"},
+]
+
+
+def few_tokens(checkpoints, family, params, prompts, **options):
+    options = {"device": "cpu", "dtype": "float32", "num_blocks": 12, "max_num_seqs": 4, "max_model_len": 64} | options
+    llm = LLM(checkpoints.path(family, 64), **options)
+    outputs = [output.token_ids for output in llm.generate(prompts, params)]
+    llm.core.check_integrity()
+    return outputs
+
+
+PROMPTS = random_prompts([15, 1], 1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: these run on it, below")
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(form.values()))
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_through_the_interpreter(checkpoints, family, form):
+    wanted = [hf_generate(checkpoints.hf(family, 64), prompt, 3)[0] for prompt in PROMPTS]
+    assert few_tokens(checkpoints, family, SamplingParams(max_tokens=3), PROMPTS, **form) == wanted
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: these run on it, below")
+def test_sampling_kernels_draw_what_torch_draws(checkpoints):
+    params = [SamplingParams(max_tokens=3, temperature=t, seed=s) for t, s in ((0.7, 1), (0.0, 2))]
+    wanted = few_tokens(checkpoints, "llama", params, PROMPTS)
+    assert wanted != few_tokens(checkpoints, "llama", SamplingParams(max_tokens=3), PROMPTS)
+    assert few_tokens(checkpoints, "llama", params, PROMPTS, ops="triton") == wanted
+    assert few_tokens(checkpoints, "llama", params, PROMPTS, sampler="item_loop") == wanted
+    assert few_tokens(checkpoints, "llama", params, PROMPTS, mode="naive", ops="triton") == wanted
+
+
+def test_forms_of_append_say_when_they_do_something_else(checkpoints, caplog):
+    params = SamplingParams(max_tokens=3)
+    options = {"dtype": "float32", "num_blocks": 12}
+    llm = LLM(checkpoints.path("gpt2", 64), **options, kv_append="triton_full_batch")
+    llm.generate(PROMPTS, params)
+    assert llm.core.runner.notes == {"triton_identity_pos, where offsets in blocks differ": 2}
+    assert [record.message for record in caplog.records] == [
+        "kv_append does triton_identity_pos, where offsets in blocks differ"
+    ]
+    llm.generate(PROMPTS[:1], params)
+    assert llm.core.runner.notes.total() == 2
+    llm = LLM(checkpoints.path("gpt2", 64), **options, kv_append="triton", kv_append_min_batch=2)
+    llm.generate(PROMPTS, params)
+    assert not llm.core.runner.notes
+    llm.generate(PROMPTS[:1], params)
+    assert llm.core.runner.notes == {"torch_indexed, for batches under 2": 2}
+
+
+# On a GPU: every value, exact where float64 says that the choice is clear.
+
+LENGTHS = (1, 15, 16, 31, 33, 60)
+NEW_TOKENS = 24
+CUDA_CASES = pairwise(
+    {
+        "family": FAMILIES,
+        **{axis: list(values.values) for axis, values in AXES.items()},
+        "prefix_cache": [True, False],
+        "chunked_prefill": [True, False],
+        "max_num_batched_tokens": [8192, 24],
+        "decode_first": [False, True],
+        "block_size": [16, 64],
+        "tight": [False, True],
+    }
+)
+CLEAR_GAP = 1e-4
+
+
+@pytest.fixture(scope="session")
+def cuda_oracle(checkpoints):
+    made = {}
+
+    def of(family):
+        if family not in made:
+            prompts = random_prompts(LENGTHS, 7)
+            model = checkpoints.hf(family, 64, device="cuda")
+            made[family] = prompts, [hf_generate(model, prompt, NEW_TOKENS)[0] for prompt in prompts]
+        return made[family]
+
+    return of
+
+
+def float64_gap(checkpoints, family, tokens):
+    """How far apart the two best logits after these tokens are, in float64."""
+    model = checkpoints.hf(family, 64, dtype=torch.float64, device="cuda")
+    best = model(torch.tensor([tokens], device="cuda")).logits[0, -1].topk(2).values
+    return (best[0] - best[1]).item()
+
+
+def assert_clear_choices_equal(checkpoints, family, prompts, got, wanted, record_property):
+    """Tokens are equal up to the first whose choice is not clear; how many were not, the summary says."""
+    unclear = 0
+    for prompt, ours, theirs in zip(prompts, got, wanted, strict=True):
+        first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
+        if first is not None:
+            gap = float64_gap(checkpoints, family, prompt + ours[:first])
+            assert gap < CLEAR_GAP, f"token {first} of a prompt of {len(prompt)} differs, with a gap of {gap}"
+            unclear += 1
+    record_property("outputs", len(prompts))
+    record_property("unclear", unclear)
+
+
+def on_gpu(checkpoints, family, prompts, tokens, **options):
+    options = {"device": "cuda", "dtype": "float32", "num_blocks": 256, "max_num_seqs": 16} | options
+    llm = LLM(checkpoints.path(family, 64), **options)
+    outputs = [output.token_ids for output in llm.generate(prompts, SamplingParams(max_tokens=tokens))]
+    llm.core.check_integrity()
+    return llm, outputs
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_on_gpu(checkpoints, cuda_oracle, family, record_property):
+    assert not torch.backends.cuda.matmul.allow_tf32
+    prompts, wanted = cuda_oracle(family)
+    _, got = on_gpu(checkpoints, family, prompts, NEW_TOKENS)
+    assert_clear_choices_equal(checkpoints, family, prompts, got, wanted, record_property)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(("axis", "value"), [(axis, value) for axis, v in AXES.items() for value in v.values])
+def test_each_value_of_each_axis_on_gpu(checkpoints, cuda_oracle, family, axis, value, record_property):
+    prompts, wanted = cuda_oracle(family)
+    llm, got = on_gpu(checkpoints, family, prompts, NEW_TOKENS, **{axis: value})
+    assert getattr(llm.core.runner.variants, axis) == value
+    assert_clear_choices_equal(checkpoints, family, prompts, got, wanted, record_property)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CUDA_CASES, ids=range(len(CUDA_CASES)))
+def test_pairs_of_everything_on_gpu(checkpoints, cuda_oracle, case, record_property):
+    case = dict(case)
+    family, tight = case.pop("family"), case.pop("tight")
+    if case["sampler"] == "item_loop" and case["inputs"] == "on_device":
+        case["inputs"] = "packed_pinned"
+    if case["attention_backend"] == "reference":
+        case["attention_launch"] = "fixed"
+    if tight:
+        case["num_blocks"] = 128 // case["block_size"]
+    prompts, wanted = cuda_oracle(family)
+    _, got = on_gpu(checkpoints, family, prompts, NEW_TOKENS, **case)
+    assert_clear_choices_equal(checkpoints, family, prompts, got, wanted, record_property)
+
+
+@pytest.mark.gpu
+def test_preemption_is_forced_on_gpu(checkpoints, cuda_oracle, record_property):
+    prompts, wanted = cuda_oracle("llama")
+    options = {"num_blocks": 12, "prefix_cache": False, "max_num_batched_tokens": 64}
+    llm, got = on_gpu(checkpoints, "llama", prompts[:4] * 2, NEW_TOKENS, **options)
+    assert llm.core.stats.preemptions
+    assert_clear_choices_equal(checkpoints, "llama", prompts[:4] * 2, got, wanted[:4] * 2, record_property)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_logits_are_as_good_as_hugging_faces(checkpoints, family, record_property):
+    """By relative L2 error to float64: at most 3 %, and at most 1.25 times that of Hugging Face's own bf16 model."""
+    prompts, seen = random_prompts([33], 3), []
+    llm, _ = on_gpu(checkpoints, family, prompts, 1, dtype="bfloat16")
+    model = llm.core.runner._machine.model
+    logits = type(model).logits
+    model.logits = lambda hidden: seen.append(logits(model, hidden)) or seen[-1]
+    tokens = llm.generate(prompts, SamplingParams(max_tokens=40))[0].token_ids
+    ours = torch.cat(seen).double()
+    ids = torch.tensor([prompts[0] + tokens[:-1]], device="cuda")
+    with torch.no_grad():
+        exact, theirs = (
+            checkpoints.hf(family, 64, dtype=dtype, device="cuda")(ids).logits[0, len(prompts[0]) - 1 :].double()
+            for dtype in (torch.float64, torch.bfloat16)
+        )
+    errors = [((x - exact).norm() / exact.norm()).item() for x in (ours, theirs)]
+    record_property("bf16", f"{family}: ours {errors[0]:.4f}, Hugging Face's {errors[1]:.4f}")
+    assert errors[0] < 0.03
+    assert errors[0] < 1.25 * errors[1]
+
+
+@pytest.mark.gpu
+def test_sampling_on_gpu_depends_on_seed_and_position_alone(checkpoints):
+    prompts = random_prompts(LENGTHS, 7)
+    params = [SamplingParams(max_tokens=20, temperature=0.8, seed=i) for i in range(len(prompts))]
+    outputs = []
+    for form in ({"sampler": "batched"}, {"sampler": "item_loop"}, {"ops": "torch"}, {"num_blocks": 12}):
+        options = {"device": "cuda", "dtype": "float32", "num_blocks": 256, "max_num_seqs": 16} | form
+        llm = LLM(checkpoints.path("qwen2", 64), **options)
+        outputs.append([output.token_ids for output in llm.generate(prompts, params)])
+    # Logits of other batch shapes differ in their last bits, which can turn a draw; hardly ever.
+    for other in outputs[1:]:
+        assert sum(a != b for a, b in zip(outputs[0], other, strict=True)) <= 1
+
+
+@pytest.mark.gpu
+def test_memory_is_sized_after_a_warm_up(checkpoints, monkeypatch):
+    # A GPU of 20 GiB that this process has for itself, whatever else runs beside it; 1 GiB is another's.
+    total, gib = 20 * 2**30, 2**30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (total - gib - torch.cuda.memory_reserved(), total))
+    torch.cuda.empty_cache()
+    llm, _ = on_gpu(checkpoints, "llama", [[1]], 1, num_blocks=None, gpu_memory_utilization=0.2)
+    assert 2.9 * gib < torch.cuda.max_memory_allocated() <= 3 * gib
+    assert llm.core.runner.cache.nbytes > 2.5 * gib
+    with pytest.raises(ConfigError, match=r"^gpu_memory_utilization=0.05 leaves no memory for the cache beside"):
+        on_gpu(checkpoints, "llama", [[1]], 1, num_blocks=None, gpu_memory_utilization=0.05)
+    with pytest.raises(ConfigError, match=r"^the GPU's memory does not hold the weights, a step's activations and"):
+        on_gpu(checkpoints, "llama", [[1]], 1, num_blocks=10**8)
