@@ -26,6 +26,7 @@ from engine.command import (
 from engine.config import EngineConfig
 from engine.errors import ConfigError, RequestError
 from engine.sampling_params import SamplingParams
+from engine.timing import RequestTimes
 
 if TYPE_CHECKING:
     from engine.llm import LLM, Increment, Output
@@ -239,8 +240,6 @@ class _Printer:
 
 
 def _as_json(prompt: str, output: "Output") -> dict[str, object]:
-    from engine.bench.measure import RequestTimes  # noqa: PLC0415 - only here
-
     times = RequestTimes.of(output.timing)
     return {
         "prompt": prompt,

@@ -11,7 +11,8 @@ from engine.ranges import annotate
 from engine.runner import Runner
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Limits, Scheduler
-from engine.sequence import FinishReason, Sequence, Timing
+from engine.sequence import FinishReason, Sequence
+from engine.timing import Timing
 
 
 @dataclass

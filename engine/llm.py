@@ -13,7 +13,8 @@ from engine.core import EngineCore
 from engine.errors import RequestError
 from engine.loading import find_model, load_core
 from engine.sampling_params import SamplingParams
-from engine.sequence import FinishReason, Sequence, Timing
+from engine.sequence import FinishReason, Sequence
+from engine.timing import Timing
 from engine.tokenizer import Detokenizer, Tokenizer, load_tokenizer
 
 Prompt = str | Many[int]

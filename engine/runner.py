@@ -18,8 +18,9 @@ from engine.ops.interface import Ops, Rotary
 from engine.ranges import annotate
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Chunk
-from engine.sequence import Sequence, Timing
+from engine.sequence import Sequence
 from engine.staging import Staging
+from engine.timing import Timing
 from engine.variants.attention import AttentionBackend
 from engine.variants.block_tables import BLOCK_TABLES, BlockTables, TableSizes
 from engine.variants.choice import Variants

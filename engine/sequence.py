@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from engine.sampling_params import SamplingParams
+from engine.timing import Timing
 
 
 class FinishReason(StrEnum):
@@ -12,17 +13,6 @@ class FinishReason(StrEnum):
     STOP = "stop"  # the model's end of text, or one of the request's stop ids
     LENGTH = "length"  # max_tokens, or the end of the context
     ABORT = "abort"
-
-
-@dataclass
-class Timing:
-    """When things happened, in seconds of `time.perf_counter`; None until they have."""
-
-    arrived: float
-    admitted: float | None = None
-    first_token: float | None = None
-    tokens: list[float] = field(default_factory=list)
-    finished: float | None = None
 
 
 @dataclass(eq=False)

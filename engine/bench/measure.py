@@ -27,10 +27,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine.sequence import FinishReason, Timing
+from engine.sequence import FinishReason
+from engine.timing import RequestTimes, Timing
 
 if TYPE_CHECKING:
     from engine.core import EngineCore
@@ -51,37 +51,6 @@ def mean(values: Iterable[float]) -> float:
     """The arithmetic mean; NaN of nothing."""
     values = list(values)
     return math.fsum(values) / len(values) if values else math.nan
-
-
-@dataclass(frozen=True)
-class RequestTimes:
-    """The times of one request in seconds, as the module defines them."""
-
-    num_tokens: int
-    queue_wait: float
-    prefill: float
-    ttft: float
-    tpot: float | None
-    itls: tuple[float, ...]
-    latency: float
-
-    @classmethod
-    def of(cls, timing: Timing) -> "RequestTimes":
-        """Of a request that has ended with at least one token."""
-        admitted, first, finished = timing.admitted, timing.first_token, timing.finished
-        assert admitted is not None
-        assert first is not None
-        assert finished is not None
-        tokens = len(timing.tokens)
-        return cls(
-            num_tokens=tokens,
-            queue_wait=admitted - timing.arrived,
-            prefill=first - admitted,
-            ttft=first - timing.arrived,
-            tpot=(finished - first) / (tokens - 1) if tokens > 1 else None,
-            itls=tuple(after - before for before, after in pairwise(timing.tokens)),
-            latency=finished - timing.arrived,
-        )
 
 
 @dataclass(frozen=True)

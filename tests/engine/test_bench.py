@@ -22,7 +22,8 @@ from engine.bench.measure import Counts, Ended, RequestTimes, Run, mean, measure
 from engine.bench.options import PEERS, SchedulerOptions, StreamingOptions, apply_environment
 from engine.bench.workload import make_prompts
 from engine.command import Settings
-from engine.sequence import FinishReason, Timing
+from engine.sequence import FinishReason
+from engine.timing import Timing
 from engine.tokenizer import ByteTokenizer, Detokenizer
 from tests.engine.commands import one_sentence
 

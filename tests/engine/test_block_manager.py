@@ -6,7 +6,8 @@ import pytest
 
 from engine import SamplingParams
 from engine.block_manager import BlockManager, PrefixCacheStats
-from engine.sequence import Sequence, Timing
+from engine.sequence import Sequence
+from engine.timing import Timing
 
 
 def sequence(*tokens):

@@ -13,7 +13,8 @@ from engine import RequestError, SamplingParams
 from engine.block_manager import BlockManager
 from engine.ops.torch_ops import TorchOps
 from engine.runner import Runner
-from engine.sequence import FinishReason, Sequence, Timing
+from engine.sequence import FinishReason, Sequence
+from engine.timing import Timing
 from engine.variants.block_tables import Resident, SharedPinned
 from engine.variants.inputs import OnDevice
 from tests.engine.fake import LAYERS, VOCAB, Interrupted, make_core, model_of, oracle, poison_free_blocks

@@ -9,7 +9,8 @@ import pytest
 from engine import SamplingParams
 from engine.block_manager import BlockManager
 from engine.scheduler import Limits, Plan, Scheduler
-from engine.sequence import Sequence, Timing
+from engine.sequence import Sequence
+from engine.timing import Timing
 
 UNLIMITED = Limits(
     mode="online",
