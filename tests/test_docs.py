@@ -1,4 +1,4 @@
-"""Every command block of the README is run, and shows what it says."""
+"""Every command block of the README is run, and shows what it says; so is what the engine's README has of Python."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 CONSOLE = [body for language, body in BLOCKS if language == "console"]
-PYTHON = [body for language, body in BLOCKS if language == "python"]
+ENGINE_README = (ROOT / "engine" / "README.md").read_text(encoding="utf-8")
+ENGINE_PYTHON = re.findall(r"^```python\n(.*?)^```", ENGINE_README, re.DOTALL | re.MULTILINE)
+PYTHON = [body for language, body in BLOCKS if language == "python"] + ENGINE_PYTHON
 SHELL = [line for language, body in BLOCKS if language == "sh" for line in body.splitlines()]
 ENVIRONMENT = {
     **os.environ,
