@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.models.spec import ModelSpec
+from engine.ops.interface import Norm
 
 
 class TensorSource(Protocol):
@@ -20,14 +21,6 @@ class TensorSource(Protocol):
             ModelError: There is none, or it has another shape.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Norm:
-    """`[hidden]` each; RMSNorms have no bias."""
-
-    weight: Tensor
-    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,17 @@
 """What the engine asks of an implementation of its small operations."""
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from engine.models.weights import Norm
+
+@dataclass(frozen=True)
+class Norm:
+    """`[hidden]` each; RMSNorms have no bias."""
+
+    weight: Tensor
+    bias: Tensor | None = None
 
 
 class Rotary(NamedTuple):

@@ -4,8 +4,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch program uses
 from torch import Tensor
 
-from engine.models.weights import Norm
-from engine.ops.interface import Rotary
+from engine.ops.interface import Norm, Rotary
 from kernels import reference
 
 _TANH_GELUS = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh")

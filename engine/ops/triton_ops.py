@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from engine.models.weights import Norm
-from engine.ops.interface import Rotary
+from engine.ops.interface import Norm, Rotary
 from kernels import block_ops, kv_append
 from kernels import rotary as rotary_kernels
 from kernels.activation import bias_gelu, silu_and_mul
