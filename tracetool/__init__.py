@@ -1,7 +1,8 @@
 """What did my change do to the work on the GPU?
 
-As a library: `read` a trace, `summarize` it, `diff` a baseline with variants. Each is imported when first used,
-so that a program or a pytest run that only mentions tracetool pays nothing.
+As a library: `capture` a program, `step` where its steps end, `read` a trace, `summarize` it, `diff` a baseline with
+variants. Each but `step` is imported when first used, so that a program or a pytest run that only mentions tracetool
+pays nothing.
 """
 
 from __future__ import annotations
@@ -9,16 +10,24 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from tracetool.stepping import step
+
 if TYPE_CHECKING:
+    from tracetool.capturing.library import capture
     from tracetool.chrome import read
     from tracetool.differ import diff
     from tracetool.summary import summarize
 
-__all__ = ["__version__", "diff", "read", "summarize"]
+__all__ = ["__version__", "capture", "diff", "read", "step", "summarize"]
 
 __version__ = "0.1.0"
 
-_HOMES = {"read": "tracetool.chrome", "summarize": "tracetool.summary", "diff": "tracetool.differ"}
+_HOMES = {
+    "capture": "tracetool.capturing.library",
+    "read": "tracetool.chrome",
+    "summarize": "tracetool.summary",
+    "diff": "tracetool.differ",
+}
 
 
 def __getattr__(name: str) -> object:

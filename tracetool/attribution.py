@@ -1,4 +1,7 @@
-"""Where each piece of work belongs: its range, its thread, its step (rules 1 to 5 of the design)."""
+"""Where each piece of work belongs: its range, its thread, its step (rules 1 to 5 of the design).
+
+What graph launches own belongs to their range here; `replays` can give it back to others (rule 8).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ EARLIER = -2
 """In place of a range: `(before the window)`."""
 
 _BLOCK = 1 << 16
-_COUNTED = (Category.CALL, Category.OP, Category.MEMORY, Category.COMPILE, *DEVICE_WORK)
+_COUNTED = (Category.CALL, Category.OP, Category.MEMORY, Category.COMPILE, Category.AUTOTUNE, *DEVICE_WORK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,8 @@ class Work:
     the thread that it ran on (for device work: that its call ran on), `via_autograd` whether the range was
     found by rule 3, `step` an index into `steps` or -1, `owner` (device work only) the row *of this table*
     with the owning call, or -1, `holder` (calls only) the row of the trace's events with the op or range that
-    carries the call's external id and contains its start, or -1.
+    carries the call's external id and contains its start, or -1, `via_graph` (device work only) whether `range`
+    is one that an eager trace gave it back to.
     """
 
     events: EventTable
@@ -67,6 +71,7 @@ class Work:
     step: IntArray
     owner: IntArray
     holder: IntArray
+    via_graph: BoolArray
 
     @cached_property
     def category(self) -> npt.NDArray[np.int8]:
@@ -116,7 +121,8 @@ def attribute(events: EventTable, ranges: RangeTable) -> Work:
     owned = np.flatnonzero(owner >= 0)
     for column in (found, via, step, thread):
         column[owned] = column[owner[owned]]
-    return Work(events, ranges, steps, rows.astype(np.int32), found, thread, via, step, owner, holder)
+    nothing = np.zeros(len(rows), dtype=np.bool_)
+    return Work(events, ranges, steps, rows.astype(np.int32), found, thread, via, step, owner, holder, nothing)
 
 
 def _steps(events: EventTable) -> Steps:

@@ -6,7 +6,6 @@ import difflib
 import os
 import re
 import shlex
-import shutil
 import sys
 import time
 import traceback
@@ -16,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tracetool import __version__
+from tracetool.capture_commands import capture, workloads
+from tracetool.compare_command import compare
 from tracetool.errors import SettingError, TracetoolError
 from tracetool.options import TRACE, metric_option, output_options, reading_options, view_options
-from tracetool.output import check_target, write
+from tracetool.output import check_target
+from tracetool.presenting import FAILED, emit, exit_code_of, fail, view_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tracetool.differ import TraceDiff
@@ -29,10 +31,8 @@ if TYPE_CHECKING:
     from tracetool.summary import TraceSummary
 
 DIFFERS = 1
-FAILED = 2
 INTERRUPTED = 130
 
-_WIDTH_OF_FILES = 120
 _PATIENCE_S = 1.0
 
 
@@ -55,13 +55,13 @@ def cli() -> None:
 def summary(context: click.Context, /, trace: str, form: str, output: Path | None, force: bool, **options: Any) -> None:
     """Count the work of each range of TRACE (- is standard input)."""
     check_target(output, force=force)
-    view = _view(options)
-    found = _summarize(trace, options)
+    view = view_of(options)
+    [found], eager = _summarize([trace], options)
     if options["per"] == "step" and not found.step_count:
         raise SettingError(f"{found.source} has no profiler steps: give numbers per call or per trace instead")
     _check_patterns(view, [found])
-    _emit("summary", found, form, output, _with_next(view, _next_of_summary(found, options)))
-    context.exit(_exit_code([found]))
+    emit("summary", found, form, output, _with_next(view, _next_of_summary(found, options)))
+    context.exit(exit_code_of([found, *eager]))
 
 
 @cli.command()
@@ -92,18 +92,15 @@ def diff(
     from tracetool.differ import diff as compare
 
     check_target(output, force=force)
-    view = _view(options)
-    paths = (baseline, *variants)
-    if paths.count("-") > 1:
-        raise SettingError("standard input can be read only once: name a file for the other traces")
-    summaries = [_summarize(path, options) for path in paths]
+    view = view_of(options)
+    summaries, eager = _summarize([baseline, *variants], options)
     _check_patterns(view, summaries)
     per = Per(options["per"]) if options["per"] else None
     found = compare(
         *summaries, labels=[_printable(label) for label in labels], scope="self" if own else "total", per=per
     )
-    _emit("diff", found, form, output, _with_next(view, _next_of_diff(found, labels, options)))
-    unhealthy = _exit_code(summaries)
+    emit("diff", found, form, output, _with_next(view, _next_of_diff(found, labels, options)))
+    unhealthy = exit_code_of([*summaries, *eager])
     context.exit(unhealthy or (DIFFERS if exit_code and found.differs else 0))
 
 
@@ -115,9 +112,9 @@ def diff(
 def health(context: click.Context, /, trace: str, form: str, output: Path | None, force: bool, **options: Any) -> None:
     """Say whether the numbers of TRACE can be believed; exits with 2 where they cannot."""
     check_target(output, force=force)
-    found = _summarize(trace, options)
-    _emit("health", found, form, output, None)
-    context.exit(_exit_code([found]))
+    [found], eager = _summarize([trace], options)
+    emit("health", found, form, output, None)
+    context.exit(exit_code_of([found, *eager]))
 
 
 @cli.command()
@@ -129,7 +126,12 @@ def metrics(metrics: tuple[str, ...], form: str, output: Path | None, force: boo
 
     check_target(output, force=force)
     chosen = [lookup(name) for name in dict.fromkeys(metrics)] or ALL
-    _emit("metrics", chosen, form, output, None)
+    emit("metrics", chosen, form, output, None)
+
+
+cli.add_command(capture)
+cli.add_command(compare)
+cli.add_command(workloads)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,20 +139,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = cli.main(args=arguments, prog_name="tracetool", standalone_mode=False)
     except TracetoolError as error:
-        return _fail(str(error), error.exit_code)
+        return fail(str(error), error.exit_code)
     except click.UsageError as error:
         error.show()
         return error.exit_code
     except click.ClickException as error:
-        return _fail(error.format_message(), FAILED)
+        return fail(error.format_message(), FAILED)
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted; nothing was written", INTERRUPTED)
+        return fail("interrupted; nothing was written", INTERRUPTED)
     except MemoryError:
-        return _fail("out of memory: the trace is too large for this machine", FAILED)
+        return fail("out of memory: the trace is too large for this machine", FAILED)
     except Exception as error:  # noqa: BLE001 (no traceback reaches a user)
         if os.environ.get("TRACETOOL_DEBUG"):
             traceback.print_exc()
-        return _fail(
+        return fail(
             f"a defect in tracetool: {type(error).__name__}: {error}; please report it with the output of the same "
             "command under TRACETOOL_DEBUG=1",
             FAILED,
@@ -158,32 +160,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _fail(message: str, code: int) -> int:
-    click.echo(f"tracetool: {message}", err=True)
-    return code
-
-
 # Steps of the commands ------------------------------------------------------------------------------------------
 
 
-def _view(options: dict[str, Any]) -> View:
-    from tracetool.differ import Per
-    from tracetool.globs import PathGlob
-    from tracetool.metrics import lookup
-    from tracetool.render.view import View
+def _summarize(paths: Sequence[str], options: dict[str, Any]) -> tuple[list[TraceSummary], list[TraceSummary]]:
+    """The summaries of the traces that are looked at, and that of the eager one which tells ranges, if one is named."""
+    eager_path = options["ranges_from"]
+    if [*paths, eager_path].count("-") > 1:
+        raise SettingError("standard input can be read only once: name a file for the other traces")
+    if eager_path is None:
+        return [_summary_of(path, options, None) for path in paths], []
+    eager = _summary_of(eager_path, options, None)
+    launches = "graph_launches" in eager.totals
+    found = [eager if path == eager_path and not launches else _summary_of(path, options, eager) for path in paths]
+    if not any(one.replays for one in found):
+        names = list(dict.fromkeys(one.source for one in found))
+        have = "has" if len(names) == 1 else "have"
+        raise SettingError(
+            f"{', '.join(names)} {have} no graph launches: leave out --ranges-from, which gives back what those do"
+        )
+    return found, [eager]
 
-    for name in options["metrics"]:
-        lookup(name)
-    return View(
-        patterns=tuple(PathGlob(pattern) for pattern in options["patterns"]),
-        metrics=tuple(dict.fromkeys(options["metrics"])),
-        depth=options["depth"],
-        everything=options["everything"],
-        per=Per(options["per"]) if options["per"] else None,
-    )
 
-
-def _summarize(path: str, options: dict[str, Any]) -> TraceSummary:
+def _summary_of(path: str, options: dict[str, Any], eager: TraceSummary | None) -> TraceSummary:
     from tracetool.chrome import read
     from tracetool.folding import DEFAULT_FOLDS, user_fold
     from tracetool.ranges import range_source
@@ -193,7 +192,8 @@ def _summarize(path: str, options: dict[str, Any]) -> TraceSummary:
     sources = [range_source(text) for text in options["ranges_as"]]
     with _Progress(path) as progress:
         trace = read(path, progress=progress.show)
-        return summarize(replace(trace, path=_printable(path)), ranges_as=sources, folds=folds)
+        trace = replace(trace, path=_printable(path))
+        return summarize(trace, ranges_as=sources, folds=folds, ranges_from=eager)
 
 
 def _printable(text: str) -> str:
@@ -219,41 +219,6 @@ def _check_patterns(view: View, summaries: Sequence[TraceSummary]) -> None:
         raise SettingError(f"no range fits '{clean(pattern.pattern)}': {hint}")
 
 
-def _exit_code(summaries: Sequence[TraceSummary]) -> int:
-    for found in summaries:
-        worst = next((one for one in found.health.findings if one.severity == "error"), None)
-        if worst is not None:
-            return _fail(f"{found.source} is not healthy: {worst.message}", FAILED)
-    return 0
-
-
-def _emit(what: str, found: object, form: str, output: Path | None, view: View | None) -> None:
-    """Render and write; `health` and `metrics` have no view."""
-    renderer: Callable[..., str] = getattr(_renderer(form), what)
-    arguments = [one for one in (found, view) if one is not None]
-    settings: dict[str, Any] = {}
-    if form == "terminal":
-        to_terminal = output is None and sys.stdout is not None and sys.stdout.isatty()
-        width = shutil.get_terminal_size((_WIDTH_OF_FILES, 24)).columns if output is None else _WIDTH_OF_FILES
-        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-        settings = {"width": max(40, width), "colour": to_terminal and not plain}
-    write(renderer(*arguments, **settings), output)
-
-
-def _renderer(form: str) -> Any:
-    if form == "json":
-        from tracetool.render import json
-
-        return json
-    if form == "markdown":
-        from tracetool.render import markdown
-
-        return markdown
-    from tracetool.render import terminal
-
-    return terminal
-
-
 def _with_next(view: View, command: list[str]) -> View:
     again = "-" not in command  # what came through a pipe cannot be read again
     return replace(view, command=f"next: {shlex.join(['tracetool', *command])}" if again else "")
@@ -264,6 +229,7 @@ def _read_alike(options: dict[str, Any]) -> list[str]:
     return [
         *(word for regex in options["fold"] for word in ("--fold", regex)),
         *(word for source in options["ranges_as"] for word in ("--ranges-as", source)),
+        *(("--ranges-from", options["ranges_from"]) if options["ranges_from"] else ()),
     ]
 
 

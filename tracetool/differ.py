@@ -282,11 +282,11 @@ class TraceDiff:
         per = self._per_of(metric, parts)
         cells = [self._cell(side.summary, part, metric, per) for side, part in zip(self.sides, parts, strict=True)]
         exact = lookup(metric).exact
+        held = [_holds(side.summary, part, metric) for side, part in zip(self.sides, parts, strict=True)]
         verdicts, ratios = [], []
-        for side, cell in zip(self.variants, cells[1:], strict=True):
-            held = self.baseline.summary.holds(metric) and side.summary.holds(metric)
+        for cell, holds in zip(cells[1:], held[1:], strict=True):
             ratio = None
-            if not held:
+            if not (held[0] and holds):
                 verdict = Verdict.NOT_CHECKED
             elif exact:
                 verdict = _exact_verdict(cells[0], cell)
@@ -334,7 +334,7 @@ class TraceDiff:
         return lost and (not inside or len({side.summary.step_count for side in self.sides}) == 1)
 
     def _cell(self, summary: TraceSummary, part: _Part | None, metric: str, per: Per) -> Cell | None:
-        if part is None or not summary.holds(metric):
+        if part is None or not _holds(summary, part, metric):
             return None
         if per is Per.CALL:
             samples = [
@@ -406,6 +406,12 @@ _OF_STEPS = frozenset({"calls", "cpu_ns"})
 def _scoped(part: _Part, scope: str, metric: str) -> list[tuple[int, str]]:
     merged = () if metric in _OF_STEPS else part.own_only
     return [*((row, scope) for row in part.rows), *((row, "self") for row in merged)]
+
+
+def _holds(summary: TraceSummary, part: _Part | None, metric: str) -> bool:
+    """Whether a side can tell a metric of a range: one that only holds what graphs did has no time on the CPU."""
+    replayed = metric == "cpu_ns" and part is not None and all(summary.replayed[row] for row in part.rows)
+    return summary.holds(metric) and not replayed
 
 
 def _by_key(summary: TraceSummary, *, stepped: bool, scope: str) -> dict[Path, _Part]:

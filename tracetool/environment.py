@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+_OURS = "tracetool"
 # Of one capture, and different in the next one of the same program on the same machine.
 _OF_ONE_CAPTURE = frozenset({"trace_id", "traceName", "baseTimeNanoseconds", "displayTimeUnit", "deviceProperties"})
+
+
+def as_captured(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `tracetool capture` noted in a trace; nothing in those of others."""
+    ours = metadata.get(_OURS)
+    return ours if isinstance(ours, dict) else {}
 
 
 def describe(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -24,8 +31,24 @@ def describe(metadata: Mapping[str, Any]) -> dict[str, str]:
         found["gpu"] = ", ".join(
             f"{names.count(name)} x {name}" if names.count(name) > 1 else name for name in dict.fromkeys(names)
         )
-    found.update(_flat("", {key: value for key, value in metadata.items() if key not in _OF_ONE_CAPTURE}))
+    found.update(_settings(as_captured(metadata)))
+    others = {key: value for key, value in metadata.items() if key not in _OF_ONE_CAPTURE and key != _OURS}
+    found.update(_flat("", others))
     return found
+
+
+def _settings(ours: Mapping[str, Any]) -> dict[str, str]:
+    """What `tracetool capture` notes, as far as it tells one environment or variant from another."""
+    told = {name: ours[name] for name in ("workload", "script", "module", "callable") if name in ours}
+    for name in ("axes", "versions", "host", "git", "environment"):
+        value = ours.get(name)
+        if isinstance(value, dict):
+            prefix = f"{name}." if name in {"host", "git"} else ""
+            told.update({f"{prefix}{key}": each for key, each in value.items()})
+    told.update({name: value for name, value in (ours.get("options") or {}).items() if value})
+    if "driver" in ours:
+        told["driver"] = ours["driver"]
+    return _flat("", told)
 
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:

@@ -3,8 +3,12 @@
 TracetoolError          any failure that a user can mend; the message is one sentence for them
 ├── TraceReadError      a trace cannot be read: missing, not a trace, malformed, over a limit
 ├── SettingError        an option or a setting is wrong: a glob, a fold, a metric name
-└── OutputError         a result cannot be written where it was asked for
+├── OutputError         a result cannot be written where it was asked for
+└── CaptureError        a program cannot be captured, or nothing came of it
 """
+
+import difflib
+from collections.abc import Iterable
 
 
 class TracetoolError(Exception):
@@ -27,3 +31,14 @@ class SettingError(TracetoolError):
 
 class OutputError(TracetoolError):
     """A result cannot be written where it was asked for."""
+
+
+class CaptureError(TracetoolError):
+    """A program cannot be captured, or nothing came of it."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """What to say of a name that is not one of `names`: the nearest, or all where none is near."""
+    known = list(names)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known) or 'none'}"

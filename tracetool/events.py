@@ -43,6 +43,8 @@ class Category(enum.IntEnum):
     """A `[memory]` instant: an allocation (bytes above 0) or a release."""
     COMPILE = 11
     """`compile`: one kernel compiled just in time, or found in the disk cache, as our own capture notes it."""
+    AUTOTUNE = 12
+    """`autotune`: one run of an autotuner that had to try, as our own capture notes it."""
 
 
 def is_any(column: npt.NDArray[np.int8], *categories: Category) -> BoolArray:

@@ -10,13 +10,16 @@ import numpy as np
 
 from tracetool import apis
 from tracetool.attribution import EARLIER, OUTSIDE
+from tracetool.environment import as_captured
 from tracetool.events import DEVICE_WORK, NO_ID, Category
+from tracetool.graphs import Doubt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tracetool.attribution import Work
     from tracetool.events import BoolArray, IntArray, ReadReport, Trace
+    from tracetool.replays import Replays
     from tracetool.tally import Tally
 
 
@@ -54,9 +57,10 @@ class Health:
         return "ok"
 
 
-def assess(trace: Trace, tally: Tally) -> Health:
+def assess(trace: Trace, tally: Tally, replays: Replays | None = None) -> Health:
     """Find all that is to be known about a trace before its numbers are believed."""
-    findings = [*_of_reading(trace.report), *_of_content(trace), *_of_device(tally), *_of_ranges(tally.work)]
+    findings = [*_of_reading(trace.report), *_of_content(trace), *_of_device(trace, tally), *_of_ranges(tally.work)]
+    findings += _of_replays(replays) if replays else []
     gravest = list(reversed(Severity))
     return Health(tuple(sorted(findings, key=lambda finding: gravest.index(finding.severity))))
 
@@ -147,7 +151,7 @@ def _coarseness(times: IntArray) -> int:
     return int(np.gcd.reduce(np.append(residues, 1000)))
 
 
-def _of_device(tally: Tally) -> Iterator[Finding]:
+def _of_device(trace: Trace, tally: Tally) -> Iterator[Finding]:
     work = tally.work
     events = work.events
     launches = _named_launches(work)
@@ -160,6 +164,13 @@ def _of_device(tally: Tally) -> Iterator[Finding]:
                 len(launches),
                 f"{len(launches)} {calls} and not one device event: the device's activity was not recorded; "
                 "capture again, in a process that ran no CPU-only profile before.",
+            )
+        elif as_captured(trace.metadata).get("expects_device") is True:
+            yield _error(
+                "no_device_events",
+                0,
+                "The device was to be recorded, and there is not one device event: either the program used none (then "
+                "capture with --cpu), or its process had run a CPU-only profile before (then capture in a new one).",
             )
         elif len(events):
             yield _info(
@@ -299,3 +310,40 @@ def _of_ranges(work: Work) -> Iterator[Finding]:
     if stray:
         were = "piece of device work was" if stray == 1 else "pieces of device work were"
         yield _info("outside_ranges", stray, f"{stray} {were} queued outside any range.")
+
+
+_TOLD = 3
+_WHY_LEFT = {
+    Doubt.ABSENT: "without a counterpart there",
+    Doubt.UNCLEAR: "that could be lined up in several ways",
+    Doubt.TOO_LONG: "in sequences too long to line up unless they are equal",
+}
+
+
+def _of_replays(replays: Replays) -> Iterator[Finding]:
+    launches = "1 graph launch" if replays.launches == 1 else f"{replays.launches} graph launches"
+    pieces = "kernels" if replays.all_kernels else "pieces of device work"
+    told = f"{launches}: {replays.given} of {replays.pieces} {pieces} given back to ranges of {replays.source}"
+    count = replays.pieces - replays.given
+    if not count:
+        yield _info("graph_work_given_back", replays.given, f"{told}.")
+    else:
+        stay = "1 stays" if count == 1 else f"{count} stay"
+        why = "; ".join(_why_left(replays, doubt) for doubt in Doubt if any(one.doubt is doubt for one in replays.left))
+        yield _warning("graph_work_left", count, f"{told}, {stay} with the range of the launch: {why}.")
+    for one in replays.varied:
+        name = f"'{one.path[-1]}'" if one.path else "the step"
+        yield _info(
+            "eager_runs_differ",
+            one.sequences,
+            f"In {replays.source} {name} ran {one.runs} times with {one.sequences} different sequences of device work: "
+            "graph launches were lined up with the nearest.",
+        )
+
+
+def _why_left(replays: Replays, doubt: Doubt) -> str:
+    """`3 without a counterpart there (gemm x 2, relu)`."""
+    left = [one for one in replays.left if one.doubt is doubt]
+    names = [f"{one.name} x {one.count}" if one.count > 1 else one.name for one in left[:_TOLD]]
+    more = [f"and {len(left) - _TOLD} more"] if len(left) > _TOLD else []
+    return f"{sum(one.count for one in left)} {_WHY_LEFT[doubt]} ({', '.join([*names, *more])})"

@@ -129,6 +129,11 @@ METRICS: dict[str, Metric] = {
             needs=Needs.COMPILES,
         ),
         _exact(
+            "autotunes",
+            "Runs of an autotuner that had to try launch parameters, because it did not know these arguments yet.",
+            needs=Needs.COMPILES,
+        ),
+        _exact(
             "ops",
             "Ops (cpu_op) with no other op around them inside the same innermost range; autograd's "
             "evaluate_function wrappers are transparent.",
@@ -151,6 +156,7 @@ METRICS: dict[str, Metric] = {
         _time("launch_ns", "CPU time inside launch calls."),
         _time("sync_wait_ns", "CPU time inside syncs, refined by cuda_sync events where the trace has them."),
         _time("compile_ns", "CPU time spent compiling.", Needs.COMPILES),
+        _time("autotune_ns", "CPU time of the autotunes, the compiles in them included.", Needs.COMPILES),
     ]
 }
 

@@ -42,8 +42,15 @@ def output_options(command: Command) -> Command:
 
 
 def reading_options(command: Command) -> Command:
-    """`--fold` and `--ranges-as`: what the ranges of a trace are."""
+    """`--fold`, `--ranges-as` and `--ranges-from`: what the ranges of a trace are."""
     for option in (
+        click.option(
+            "--ranges-from",
+            type=TRACE,
+            metavar="EAGER_TRACE",
+            help="Give the device work of graph launches back to the ranges that it was captured in, as EAGER_TRACE, "
+            "a trace of the same step without graphs, tells them.",
+        ),
         click.option(
             "--ranges-as",
             multiple=True,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -74,10 +74,18 @@ class PathTree:
             number = self.parent[number]
         return tuple(reversed(names))
 
+    def number(self, numbers: dict[tuple[int, str], int], parent: int, name: str) -> int:
+        """The number of a path, which is added if there is none; `numbers` knows those that there are."""
+        number = numbers.setdefault((parent, name), len(self.name))
+        if number == len(self.name):
+            self.parent.append(parent)
+            self.name.append(name)
+        return number
+
 
 @dataclass(frozen=True, slots=True)
 class RangeTable:
-    """Columns over the times that ranges ran, sorted by thread, start, the longer first.
+    """Columns over the times that ranges ran, sorted by thread, start, the longer first; then those via graphs.
 
     `thread` indexes the trace's threads; times are ns; `parent` is an index into this table or -1.
     """
@@ -86,10 +94,12 @@ class RangeTable:
     start: IntArray
     end: IntArray
     raw_name: IntArray
-    """Index into the trace's names; -1 for a thread that serves as a range."""
+    """Index into the trace's names; -1 for a thread that serves as a range, and for runs via graphs."""
     parent: IntArray
     via_autograd: BoolArray
     """Opened on an autograd thread outside any range, or inside one that was: its parent is on another thread."""
+    via_graph: BoolArray
+    """Did not run here: holds device work of a graph launch, as `with_runs` adds them, and lasts no time."""
     ambiguous: BoolArray
     """Overlaps another of its thread without one containing the other."""
     path: IntArray
@@ -146,7 +156,41 @@ def build(events: EventTable, sources: Sequence[RangeSource] = (), folds: Sequen
     via = _adopt(parent, thread, start, opened, callers)
     names = _folded(events, raw_name, thread, folds)
     path, paths = _paths(names, parent, start)
-    return RangeTable(thread, start, end, raw_name, parent, via, overlap, path, paths, opened, callers)
+    graph = np.zeros(len(via), dtype=np.bool_)
+    return RangeTable(thread, start, end, raw_name, parent, via, graph, overlap, path, paths, opened, callers)
+
+
+class NewRun(NamedTuple):
+    """A range that a graph launch did the work of: within which run, or -1; its name; the launch's thread and time."""
+
+    parent: int
+    name: str
+    thread: int
+    time: int
+
+
+def with_runs(ranges: RangeTable, runs: Sequence[NewRun]) -> RangeTable:
+    """Add runs behind those that there are; each may lie within an earlier one of them."""
+    tree = PathTree(list(ranges.paths.parent), list(ranges.paths.name))
+    numbers = {step: number for number, step in enumerate(zip(tree.parent, tree.name, strict=True))}
+    path = ranges.path.tolist()
+    for run in runs:
+        path.append(tree.number(numbers, path[run.parent] if run.parent >= 0 else -1, run.name))
+    parent, _, thread, time = zip(*runs, strict=True) if runs else ((), (), (), ())
+    no, yes = np.zeros(len(runs), dtype=np.bool_), np.ones(len(runs), dtype=np.bool_)
+    return replace(
+        ranges,
+        thread=np.append(ranges.thread, np.array(thread, dtype=np.int64)),
+        start=np.append(ranges.start, np.array(time, dtype=np.int64)),
+        end=np.append(ranges.end, np.array(time, dtype=np.int64)),
+        raw_name=np.append(ranges.raw_name, np.full(len(runs), -1, dtype=np.int64)),
+        parent=np.append(ranges.parent, np.array(parent, dtype=np.int64)),
+        via_autograd=np.append(ranges.via_autograd, no),
+        via_graph=np.append(ranges.via_graph, yes),
+        ambiguous=np.append(ranges.ambiguous, no),
+        path=np.array(path, dtype=np.int64),
+        paths=tree,
+    )
 
 
 def _candidates(
@@ -182,7 +226,8 @@ def _candidates(
 
 def _thread_spans(events: EventTable) -> tuple[IntArray, IntArray, IntArray]:
     """CPU threads, and from their first event to just after their last one."""
-    on_cpu = events.of(Category.RANGE, Category.OP, Category.CALL, Category.PYTHON, Category.MEMORY, Category.COMPILE)
+    just_in_time = (Category.COMPILE, Category.AUTOTUNE)
+    on_cpu = events.of(Category.RANGE, Category.OP, Category.CALL, Category.PYTHON, Category.MEMORY, *just_in_time)
     thread = events.thread[on_cpu].astype(np.int64)
     first = np.full(len(events.threads), np.iinfo(np.int64).max)
     last = np.full(len(events.threads), np.iinfo(np.int64).min)
@@ -246,9 +291,5 @@ def _paths(names: list[str], parent: IntArray, start: IntArray) -> tuple[IntArra
             waiting.append(parents[waiting[-1]])
         for i in reversed(waiting):
             up = path[parents[i]] if parents[i] >= 0 else -1
-            number = numbers.setdefault((up, names[i]), len(tree.name))
-            if number == len(tree.name):
-                tree.parent.append(up)
-                tree.name.append(names[i])
-            path[i] = number
+            path[i] = tree.number(numbers, up, names[i])
     return np.array(path, dtype=np.int64), tree

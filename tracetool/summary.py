@@ -15,15 +15,17 @@ from tracetool.events import DEVICE_WORK, Category
 from tracetool.folding import DEFAULT_FOLDS, Fold
 from tracetool.metrics import METRICS, lookup, op_calls
 from tracetool.ranges import BEFORE_WINDOW, NO_RANGE, RangeSource, build
+from tracetool.replays import give_back
 from tracetool.tally import Tally, Tree, union_length, union_lengths_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tracetool.attribution import Work
-    from tracetool.events import IntArray, Trace
+    from tracetool.events import BoolArray, IntArray, Trace
     from tracetool.health import Health
     from tracetool.ranges import RangeTable
+    from tracetool.replays import Replays
 
 Path = tuple[str, ...]
 Counts = dict[str, int]
@@ -60,7 +62,11 @@ class TraceSummary:
     """
 
     def __init__(
-        self, trace: Trace, sources: Sequence[RangeSource] = (), folds: Sequence[Fold] = DEFAULT_FOLDS
+        self,
+        trace: Trace,
+        sources: Sequence[RangeSource] = (),
+        folds: Sequence[Fold] = DEFAULT_FOLDS,
+        eager: TraceSummary | None = None,
     ) -> None:
         """Attribute and count. `summarize` is the public way to make one."""
         self.source = trace.path
@@ -69,9 +75,17 @@ class TraceSummary:
         self.event_count = len(trace.events)
         ranges = build(trace.events, sources, folds)
         self.work: Work = attribute(trace.events, ranges)
-        self.tally = Tally(self.work)
-        self.health: Health = health.assess(trace, self.tally)
-        self._rows = _Rows(ranges)
+        self.replays: Replays | None = None
+        """What became of the work of graph launches, where an eager trace was there to tell its ranges."""
+        self.eager_names: list[str] = []
+        if eager is not None:
+            self.work, self.replays = give_back(
+                self.work, eager.work, source=trace.path, eager_source=eager.source, labels=_Labels(eager).causes()
+            )
+            self.eager_names = eager.work.events.names
+        self.tally = Tally(self.work, compiles_noted=environment.as_captured(trace.metadata).get("compiles") is True)
+        self.health: Health = health.assess(trace, self.tally, self.replays)
+        self._rows = _Rows(self.work.ranges)
         self.check()
 
     # Rows --------------------------------------------------------------------------------------------------
@@ -110,6 +124,12 @@ class TraceSummary:
         flags = np.zeros(self._rows.count + 2, dtype=np.bool_)
         flags[self._rows.of_run[self.tally.ranges.ambiguous]] = True
         return [bool(flag) for flag in flags]
+
+    @cached_property
+    def replayed(self) -> list[bool]:
+        """Whether each row's range did not run in this trace, but has work of graph launches given back to it."""
+        ran = np.append(np.bincount(self._rows.of_run, ~self.tally.ranges.via_graph, self._rows.count), [1, 1])
+        return [not runs for runs in ran.tolist()]
 
     @cached_property
     def raw_names(self) -> dict[int, list[str]]:
@@ -193,7 +213,16 @@ class TraceSummary:
         return {}
 
     def samples(self, metric: str, row: int, scope: str = "total") -> IntArray:
-        """The metric of each call of a row, in order of time; empty for the last two rows."""
+        """The metric of each call of a row, in order of time; empty for the last two rows.
+
+        What did not run in this trace has no time on the CPU, and no sample of it.
+        """
+        found = self._run_samples(metric, row, scope)
+        if metric == "cpu_ns" and self.replays and len(found):
+            found = found[~self.tally.ranges.via_graph[self._rows.by_row[self._rows.run_slice(row)]]]
+        return found
+
+    def _run_samples(self, metric: str, row: int, scope: str) -> IntArray:
         if row >= self._rows.count:
             return np.empty(0, dtype=np.int64)
         return self._samples_by_row(metric, scope)[self._rows.run_slice(row)]
@@ -214,7 +243,9 @@ class TraceSummary:
         sums = np.zeros(self.step_count + 1, dtype=np.int64)
         if row < self._rows.count:
             np.add.at(
-                sums, self._run_steps[self._rows.by_row[self._rows.run_slice(row)]], self.samples(metric, row, scope)
+                sums,
+                self._run_steps[self._rows.by_row[self._rows.run_slice(row)]],
+                self._run_samples(metric, row, scope),
             )
         elif metric in self.tally.amounts:
             amounts = self.tally.amounts_of(metric)
@@ -237,7 +268,8 @@ class TraceSummary:
         least, most = np.minimum.reduceat(values, begins), np.maximum.reduceat(values, begins)
         median = least.astype(np.float64)
         for row in np.flatnonzero(least != most).tolist():
-            median[row] = np.median(values[self._rows.run_slice(row)])
+            median[row] = np.median(samples := self.samples(metric, row, scope))
+            least[row], most[row] = samples.min(), samples.max()
         return [
             Spread(low, middle, high)
             for low, middle, high in zip(least.tolist(), median.tolist(), most.tolist(), strict=True)
@@ -325,9 +357,18 @@ class TraceSummary:
     @cached_property
     def via_autograd(self) -> dict[int, Counts]:
         """The part of each row's self that belongs to it via autograd."""
+        return self._part(self.work.via_autograd)
+
+    @cached_property
+    def via_graph(self) -> dict[int, Counts]:
+        """The part of each row's self that a graph launch did, and that an eager trace gave back to it."""
+        return self._part(self.work.via_graph) if self.replays else {}
+
+    def _part(self, flags: BoolArray) -> dict[int, Counts]:
+        """The part of each row's self that comes from the flagged rows of work."""
         found: dict[int, Counts] = defaultdict(dict)
         for name, amounts in self.tally.amounts.items():
-            via = self.work.via_autograd[amounts.rows]
+            via = flags[amounts.rows]
             rows = self._rows.of_slot[self.tally.slot[amounts.rows[via]]]
             for row, _, value in _grouped(rows, np.zeros_like(rows), amounts.values[via]):
                 found[row][name] = value
@@ -402,7 +443,11 @@ class TraceSummary:
 
 
 def summarize(
-    trace: Trace, *, ranges_as: Sequence[RangeSource] = (), folds: Sequence[Fold] = DEFAULT_FOLDS
+    trace: Trace,
+    *,
+    ranges_as: Sequence[RangeSource] = (),
+    folds: Sequence[Fold] = DEFAULT_FOLDS,
+    ranges_from: TraceSummary | Trace | None = None,
 ) -> TraceSummary:
     """Count the work of each range of a trace.
 
@@ -410,8 +455,16 @@ def summarize(
         trace: as `tracetool.read` gives it.
         ranges_as: other events that serve as ranges too; see `tracetool.ranges.range_source`.
         folds: how names with counters are folded; see `tracetool.folding`.
+        ranges_from: an eager trace of the same step, or its summary: the device work of this trace's graph launches
+            is given back to the ranges that it was captured in; `replays` of the result says how much of it. A trace
+            without graph launches is counted as it is.
+
+    Raises:
+        SettingError: `ranges_from` has no counterpart of any of this trace's graph launches.
     """
-    return TraceSummary(trace, ranges_as, folds)
+    if ranges_from is not None and not isinstance(ranges_from, TraceSummary):
+        ranges_from = TraceSummary(ranges_from, ranges_as, folds)
+    return TraceSummary(trace, ranges_as, folds, ranges_from)
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,7 +483,9 @@ class _Labels:
         self._work = summary.work
         self._causes = Causes(summary.work)
         events = summary.work.events
-        self._names = events.names
+        self._replays = summary.replays
+        self._profilers_name = len(events.names)
+        self._names = [*events.names, _PROFILERS_SYNC, *summary.eager_names]
         last = int(summary.work.steps.end.max(initial=np.iinfo(np.int64).min))
         calls = summary.work.of(Category.CALL)
         of = summary.work.event[calls]
@@ -443,13 +498,20 @@ class _Labels:
 
     def by(self, by: str) -> tuple[IntArray, Callable[[int], str]]:
         """A label for each row of work (-1: none), and what turns labels into text."""
-        if by == "kernel":
-            return self._kernels(), self._names.__getitem__
+        labels = {"op": self._ops, "kernel": self._kernels, "function": self._functions, "line": self._lines}[by]()
+        if self._replays and by in self._replays.labels:
+            theirs = self._replays.labels[by]
+            labels[self._replays.rows[theirs >= 0]] = self._profilers_name + 1 + theirs[theirs >= 0]
         if by == "function":
-            return self._functions(), lambda name: source_frame_label(self._names[name])
-        if by == "line":
-            return self._lines(), self._names.__getitem__
-        return self._ops(), [*self._names, _PROFILERS_SYNC].__getitem__
+            return labels, lambda name: source_frame_label(self._names[name])
+        return labels, self._names.__getitem__
+
+    def causes(self) -> dict[str, IntArray]:
+        """What made each row of work, for every kind of contributor that a replay does not tell; -1 for nothing."""
+        events, ops = self._work.events, self._none()
+        inside = self._innermost_ops >= 0
+        ops[inside] = events.name[self._innermost_ops[inside]]
+        return {"op": ops, "function": self._functions(), "line": self._lines()}
 
     def _none(self) -> IntArray:
         return np.full(len(self._work.event), -1, dtype=np.int32)
@@ -479,7 +541,7 @@ class _Labels:
         label: IntArray = events.name[np.where(self._innermost_ops >= 0, self._innermost_ops, work.event)]
         bare = work.owned[self._innermost_ops[work.owned] < 0]
         label[bare] = events.name[work.event[work.owner[bare]]]
-        label[self._profilers] = len(self._names)
+        label[self._profilers] = self._profilers_name
         return label
 
     @cached_property

@@ -36,8 +36,10 @@ class Tally:
     from before the window.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, *, compiles_noted: bool = False) -> None:
+        """Count; `compiles_noted` says that a trace without compiles had none, and not that nobody looked."""
         self.work = work
+        self.compiles_noted = compiles_noted
         self.ranges = work.ranges
         self.runs = len(work.ranges)
         slot = work.range.copy()
@@ -86,7 +88,7 @@ class Tally:
             Needs.NOTHING: True,
             Needs.DEVICE: bool(kinds & {Category.CALL, Category.KERNEL, Category.MEMCPY, Category.MEMSET}),
             Needs.MEMORY: Category.MEMORY in kinds,
-            Needs.COMPILES: Category.COMPILE in kinds,
+            Needs.COMPILES: self.compiles_noted or bool(kinds & {Category.COMPILE, Category.AUTOTUNE}),
         }
         return {name for name, metric in METRICS.items() if has[metric.needs]}
 
@@ -390,3 +392,6 @@ def _select_compiles(work: Work) -> Iterator[tuple[str, Amounts]]:
     yield "compiles", _ones(compiles[~hit])
     yield "compile_cache_hits", _ones(compiles[hit])
     yield "compile_ns", Amounts(compiles[~hit], _durations(work, compiles[~hit]))
+    tunings = work.of(Category.AUTOTUNE)
+    yield "autotunes", _ones(tunings)
+    yield "autotune_ns", Amounts(tunings, _durations(work, tunings))

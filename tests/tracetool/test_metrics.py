@@ -41,6 +41,8 @@ def everything(tmp_path):
         for hit in (False, True):
             trace._add("compile", "add_kernel", 1, 1, trace.now, 5, cache_hit=hit)
             trace.now += 5
+        trace._add("autotune", "add_kernel", 1, 1, trace.now, 5)
+        trace.now += 5
     return trace.write(tmp_path / "everything.json")
 
 

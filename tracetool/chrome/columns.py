@@ -32,6 +32,7 @@ _CATEGORIES = {
     "python_function": Category.PYTHON,
     "cpu_instant_event": Category.MEMORY,
     "compile": Category.COMPILE,
+    "autotune": Category.AUTOTUNE,
 }
 _CALL_SUFFIXES = ("_runtime", "_driver")
 _NOT_READ = -1

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tracetool.differ import Per
+from tracetool.render import words
 from tracetool.render.verdict import verdict_of
 from tracetool.summary import BY
 
@@ -69,12 +70,21 @@ def _text(value: object) -> str:
 
 
 def _trace(found: TraceSummary) -> dict[str, Any]:
-    return {
+    entry: dict[str, Any] = {
         "path": found.source,
         "events": found.event_count,
         "steps": found.step_count,
         "environment": found.environment,
     }
+    if replays := found.replays:
+        entry["graphs"] = {
+            "ranges_from": replays.source,
+            "launches": replays.launches,
+            "pieces": replays.pieces,
+            "given_back": replays.given,
+            "left": [{"why": one.doubt.name.lower(), "name": one.name, "count": one.count} for one in replays.left],
+        }
+    return entry
 
 
 def _health(found: Health) -> dict[str, Any]:
@@ -135,6 +145,10 @@ def _ranges(found: TraceSummary, view: View) -> Iterable[dict[str, Any]]:
         }
         if view.per is Per.STEP and found.step_count:
             entry["per_step"] = {name: _step_spread(found, name, row) for name in of_total}
+        if found.replayed[row]:
+            entry["replayed"] = True
+        if row in found.via_graph:
+            entry["via_graph"] = _chosen(found.via_graph[row], view)
         if found.ambiguous[row]:
             entry["ambiguous"] = True
         if row in found.raw_names:
@@ -186,6 +200,8 @@ def _diff_row(found: TraceDiff, row: DiffRow, view: View) -> dict[str, Any]:
     }
     if any(row.elsewhere):
         entry["matched_by_name"] = [list(path) if path else None for path in row.elsewhere]
+    if any(replayed := words.replayed(found, row)):
+        entry["replayed"] = replayed
     return entry
 
 

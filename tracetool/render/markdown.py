@@ -27,7 +27,7 @@ def summary(found: TraceSummary, view: View) -> str:
     lines = [f"**{_plain(summary_verdict(found))}**", "", *_sides([("", found)]), ""]
     if table.lines:
         headings = [f"range (per {table.per})", "calls", *(_plain(SHORT.get(name, name)) for name in table.metrics)]
-        lines += _table(headings, ([_name(words.path_text(line.path)), *line.cells] for line in table.lines))
+        lines += _table(headings, ([_noted(line.path, line.note), *line.cells] for line in table.lines))
         lines += ["", *_left(table.left)]
     made = top_contributors(found, view, [name for name in table.metrics if name not in ("ops", "h2d_bytes")])
     lines += [f"- {_plain(name)}: {_plain(text)}" for name, text in made]
@@ -43,8 +43,7 @@ def diff(found: TraceDiff, view: View) -> str:
     rows = []
     table = diff_table(found, view)
     for section in table.sections:
-        fate = " ".join(filter(None, (section.fate, section.note)))
-        title = _name(words.path_text(section.path)) + (f" *{_plain(fate)}*" if fate else "")
+        title = _noted(section.path, " ".join(filter(None, (section.fate, section.note))))
         if not section.lines:
             rows.append([title])
         for line in section.lines:
@@ -93,6 +92,7 @@ def _sides(sides: Sequence[tuple[str, TraceSummary]]) -> list[str]:
         f"- {f'{_plain(label)}: ' if label else ''}{_code(words.shorten(found.source, _LONGEST_NAME))}, "
         f"{words.plural(found.event_count, 'event')}, {words.plural(found.step_count, 'step')}, "
         f"{_plain(found.environment.get('gpu', 'no GPU named'))}, health {found.health.verdict}"
+        f"{f', {_plain(told)}' if (told := words.given_back(found)) else ''}"
         for label, found in sides
     ]
 
@@ -105,6 +105,10 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _noted(path: Sequence[str], note: str) -> str:
+    return _name(words.path_text(path)) + (f" *{_plain(note)}*" if note else "")
 
 
 def _name(text: str) -> str:

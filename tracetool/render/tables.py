@@ -31,6 +31,7 @@ SUMMARY_METRICS = (
     "syncs",
     "collectives",
     "compiles",
+    "autotunes",
     "allocs",
     "ops",
     "cpu_ns",
@@ -62,6 +63,7 @@ SHORT = {
     "launch_ns": "in launches",
     "sync_wait_ns": "in syncs",
     "compile_ns": "compiling",
+    "autotune_ns": "tuning",
 }
 
 
@@ -73,6 +75,8 @@ class RangeLine:
     cells: tuple[str, ...]
     weight: float
     """Its part of the whole trace's wall time on the CPU, 0 to 1."""
+    note: str = ""
+    """`via graph` where the range did not run here, but was given back work of graph launches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,9 @@ class SummaryTable:
     lines: tuple[RangeLine, ...]
     left: int
     """Ranges left out because there are too many of them to read."""
+
+
+_VIA_GRAPH = "via graph"
 
 
 def summary_table(found: TraceSummary, view: View) -> SummaryTable:
@@ -112,7 +119,8 @@ def summary_table(found: TraceSummary, view: View) -> SummaryTable:
         calls = _value(found, "calls", row, per) if found.calls[row] else ""
         if not view.everything and not any((calls, *cells)):
             continue
-        lines.append(RangeLine(path, (calls, *cells), cpu[row] / whole if whole else 0.0))
+        weight = cpu[row] / whole if whole else 0.0
+        lines.append(RangeLine(path, (calls, *cells), weight, _VIA_GRAPH if found.replayed[row] else ""))
     return SummaryTable(per, metrics, tuple(lines), left)
 
 
@@ -184,7 +192,7 @@ def diff_table(found: TraceDiff, view: View) -> DiffTable:
             continue
         lines = tuple(_diff_line(found, row, name) for name in _shown_metrics(row, view, inner=row.path not in outer))
         if lines or row.status in _FATES:
-            sections.append(DiffSection(row.path, row.status, _fate(found, row), _note(row), lines))
+            sections.append(DiffSection(row.path, row.status, _fate(found, row), _note(found, row), lines))
     return DiffTable(tuple(sections), left)
 
 
@@ -223,8 +231,9 @@ def _shown_metrics(row: DiffRow, view: View, *, inner: bool) -> list[str]:
         if METRICS[name].exact:
             wanted = comparison.changed and not (name == "calls" and row.status in _FATES)
         else:
-            wanted = (name == "cpu_ns" and row.status not in _FATES) or any(
-                verdict in (Verdict.FASTER, Verdict.SLOWER) for verdict in comparison.verdicts
+            told = set(comparison.verdicts) - {Verdict.NOT_CHECKED}
+            wanted = (name == "cpu_ns" and bool(told) and row.status not in _FATES) or bool(
+                told & {Verdict.FASTER, Verdict.SLOWER}
             )
         if wanted and not _repeats(row, name):
             shown.append(name)
@@ -247,9 +256,12 @@ def _means(comparison: Comparison) -> list[Fraction]:
     return [cell.mean if cell else Fraction(0) for cell in cells]
 
 
-def _note(row: DiffRow) -> str:
+def _note(found: TraceDiff, row: DiffRow) -> str:
     moved = [words.path_text(path) for path in row.elsewhere if path]
-    return f"lined up by its name with {', '.join(dict.fromkeys(moved))}" if moved else ""
+    names = f"lined up by its name with {', '.join(dict.fromkeys(moved))}" if moved else ""
+    sides = words.replayed(found, row)
+    graphs = [side.label for side, replayed in zip(found.sides, sides, strict=True) if replayed]
+    return "; ".join(filter(None, [names, f"{_VIA_GRAPH} in {', '.join(graphs)}" if graphs else ""]))
 
 
 def _diff_line(found: TraceDiff, row: DiffRow, name: str) -> DiffLine:

@@ -170,6 +170,9 @@ def _header(page: _Page, sides: Sequence[tuple[str, TraceSummary]]) -> None:
         text.append(found.health.verdict, style=_HEALTH_STYLES[found.health.verdict])
         text.append(_worst(found.health))
     page.add(text)
+    for label, found in sides:
+        if told := words.given_back(found):
+            page.add(Text.assemble((f"{words.clean(label)} " if label else "", "dim"), words.clean(told)))
 
 
 def _worst(health: Health) -> str:
@@ -232,7 +235,8 @@ def _indented_names(lines: Sequence[RangeLine]) -> list[tuple[int, str]]:
         around = depths.get(line.path[:-1])
         depths[line.path] = 0 if around is None else around + 2
         alone = around is None and len(line.path) > 1
-        names.append((depths[line.path], words.path_text(line.path) if alone else line.path[-1]))
+        name = words.path_text(line.path) if alone else line.path[-1]
+        names.append((depths[line.path], f"{name} ({line.note})" if line.note else name))
     return names
 
 

@@ -28,6 +28,7 @@ _TELLING = (
     "kernels",
     "collectives",
     "compiles",
+    "autotunes",
     "other_copies",
     "memsets",
     "allocs",

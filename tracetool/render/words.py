@@ -12,7 +12,8 @@ from tracetool.metrics import Unit, lookup
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tracetool.differ import Cell, Per
+    from tracetool.differ import Cell, DiffRow, Per, TraceDiff
+    from tracetool.summary import TraceSummary
 
 _SPECIAL = re.compile(r"[\\*/]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
@@ -108,6 +109,23 @@ def plural(count: int, noun: str) -> str:
 def each(metric: str, per: Per) -> str:
     """What a metric is compared for: `a call`, `a step`, `a trace`."""
     return "a call of its parent" if metric == "calls" and per == "call" else f"a {per}"
+
+
+def given_back(found: TraceSummary) -> str:
+    """What became of the work of a trace's graph launches, where an eager trace told their ranges; else nothing."""
+    replays = found.replays
+    if replays is None:
+        return ""
+    pieces = "kernel" if replays.all_kernels else "piece"
+    return f"{replays.given:,} of {plural(replays.pieces, pieces)} of graphs given back to ranges of {replays.source}"
+
+
+def replayed(found: TraceDiff, row: DiffRow) -> list[bool]:
+    """On which sides of a diff a range did not run, but was given back work of graph launches."""
+    return [
+        part is not None and all(side.summary.replayed[number] for number in part.rows) and bool(part.rows)
+        for side, part in zip(found.sides, row.parts, strict=True)
+    ]
 
 
 def pattern_of(path: Sequence[str]) -> str:

@@ -1,0 +1,1 @@
+"""Capturing programs with torch's profiler: the only part of tracetool that imports torch."""

@@ -1,0 +1,92 @@
+"""What commands share: from options to a view, from results to text, from summaries to exit codes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tracetool.output import write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from tracetool.render.view import View
+    from tracetool.summary import TraceSummary
+
+FAILED = 2
+
+_WIDTH_OF_FILES = 120
+
+
+def fail(message: str, code: int) -> int:
+    """Say why a command fails, on standard error; the code, for it to be returned."""
+    click.echo(f"tracetool: {message}", err=True)
+    return code
+
+
+def view_of(options: dict[str, Any]) -> View:
+    """What the options of `options.view_options` ask to be shown.
+
+    Raises:
+        SettingError: a metric or a pattern is none.
+    """
+    from tracetool.differ import Per
+    from tracetool.globs import PathGlob
+    from tracetool.metrics import lookup
+    from tracetool.render.view import View
+
+    for name in options["metrics"]:
+        lookup(name)
+    return View(
+        patterns=tuple(PathGlob(pattern) for pattern in options["patterns"]),
+        metrics=tuple(dict.fromkeys(options["metrics"])),
+        depth=options["depth"],
+        everything=options["everything"],
+        per=Per(options["per"]) if options["per"] else None,
+    )
+
+
+def exit_code_of(summaries: Sequence[TraceSummary]) -> int:
+    """0, or what a trace that is not healthy ends with, once it has been said."""
+    for found in summaries:
+        worst = next((one for one in found.health.findings if one.severity == "error"), None)
+        if worst is not None:
+            return fail(f"{found.source} is not healthy: {worst.message}", FAILED)
+    return 0
+
+
+def emit(what: str, found: object, form: str, output: Path | None, view: View | None) -> None:
+    """Render and write; `health` and `metrics` have no view."""
+    write(rendered(what, found, form, output, view), output)
+
+
+def rendered(what: str, found: object, form: str, output: Path | None, view: View | None) -> str:
+    """A result as text, as wide and as colourful as where it goes."""
+    renderer: Callable[..., str] = getattr(_renderer(form), what)
+    arguments = [one for one in (found, view) if one is not None]
+    settings: dict[str, Any] = {}
+    if form == "terminal":
+        to_terminal = output is None and sys.stdout is not None and sys.stdout.isatty()
+        width = shutil.get_terminal_size((_WIDTH_OF_FILES, 24)).columns if output is None else _WIDTH_OF_FILES
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        settings = {"width": max(40, width), "colour": to_terminal and not plain}
+    return renderer(*arguments, **settings)
+
+
+def _renderer(form: str) -> Any:
+    if form == "json":
+        from tracetool.render import json
+
+        return json
+    if form == "markdown":
+        from tracetool.render import markdown
+
+        return markdown
+    from tracetool.render import terminal
+
+    return terminal

@@ -1,0 +1,88 @@
+"""What a comparison adds to its diff: unprofiled speed, equal results, failures, and where the traces are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tracetool.metrics import Unit
+from tracetool.render import json, words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tracetool.comparing import Comparison, Speed
+    from tracetool.render.view import View
+    from tracetool.stats import Ratio
+
+
+def text(found: Comparison) -> str:
+    """Lines for a terminal."""
+    return "\n".join(_lines(found)) + "\n"
+
+
+def markdown(found: Comparison) -> str:
+    """The same as a list."""
+    return "\n".join(f"- {line.strip()}" for line in _lines(found)) + "\n"
+
+
+def to_json(found: Comparison, view: View) -> str:
+    """All of it, by `tracetool.compare/1`; `diff` is `tracetool.diff/1`."""
+    whole: dict[str, Any] = {
+        "schema": "tracetool.compare/1",
+        "unprofiled": [
+            {
+                "label": speed.label,
+                "processes": speed.processes,
+                "samples": speed.samples,
+                "step_ns": speed.median_ns,
+                "ratio": None
+                if speed.ratio is None
+                else {"value": speed.ratio.value, "low": speed.ratio.low, "high": speed.ratio.high},
+            }
+            for speed in found.speeds
+        ],
+        "same_results": found.results,
+        "different_results": found.different,
+        "failures": found.failures,
+        "traces": {label: str(path) for label, path in found.traces.items()},
+        "diff": None if found.diff is None else msgspec.json.decode(json.diff(found.diff, view)),
+    }
+    return msgspec.json.format(msgspec.json.encode(whole), indent=2).decode() + "\n"
+
+
+def _lines(found: Comparison) -> Iterator[str]:
+    if found.speeds:
+        first = found.speeds[0]
+        each = f"{first.processes} process{'es' if first.processes > 1 else ''}, {first.samples} samples each"
+        yield f"a step, unprofiled ({each}; the variants took turns)"
+        width = max(len(speed.label) for speed in found.speeds)
+        for speed in found.speeds:
+            yield f"  {words.clean(speed.label):<{width}}  {_speed(speed, first)}".rstrip()
+    if found.results is not None:
+        yield (
+            "results: the same" if found.results else f"results: not those of the baseline in {_names(found.different)}"
+        )
+    for label, failure in found.failures.items():
+        yield f"failed: {words.clean(label)}: {words.clean(failure)}"
+    if found.traces:
+        yield f"traces: {', '.join(words.clean(str(path)) for path in found.traces.values())}"
+
+
+def _speed(speed: Speed, baseline: Speed) -> str:
+    time = "-" if speed.median_ns is None else words.number(speed.median_ns, Unit.NS)
+    if speed is baseline:
+        return time
+    if speed.ratio is None:
+        return f"{time}  too few processes to say how they compare"
+    return f"{time}  {_ratio(speed.ratio)}"
+
+
+def _ratio(ratio: Ratio) -> str:
+    verdict = "faster" if ratio.faster else "slower" if ratio.slower else "no difference to be seen"
+    return f"x{ratio.value:.3f}, 95 % interval {ratio.low:.3f} to {ratio.high:.3f}: {verdict}"
+
+
+def _names(labels: list[str]) -> str:
+    return ", ".join(words.clean(label) for label in labels)

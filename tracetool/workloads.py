@@ -1,0 +1,179 @@
+"""Programs that can be captured by name, and how they are found.
+
+A workload is an object with
+
+    name         what it is called on the command line
+    about        one line
+    axes         its settings: a mapping from names to objects with `about` (one line), `values` (a mapping from each
+                 value to what it does; empty where any text will do) and `default`
+    start(settings: Mapping[str, str]) -> session
+                 set up, for these settings (all axes, defaults included)
+
+and a session an object with
+
+    step()       one step of the work that is to be captured
+    result()     optional: what the steps came to, as JSON has it; equal results say that two variants did the same
+    close()      optional: let go of what was set up
+
+Nothing of tracetool needs to be imported for that. A module offers workloads as a list `WORKLOADS`, and is named in the
+entry-point group `tracetool.workloads` of an installed package, or in the nearest pyproject.toml:
+
+    [tool.tracetool]
+    workloads = ["mypackage.workloads"]
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+import tomllib
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from tracetool.errors import SettingError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+GROUP = "tracetool.workloads"
+
+
+class Axis(Protocol):
+    """A setting of a workload; see the module."""
+
+    @property
+    def about(self) -> str:
+        """One line."""
+        ...
+
+    @property
+    def values(self) -> Mapping[str, str]:
+        """What each value does; empty where any text will do."""
+        ...
+
+    @property
+    def default(self) -> str:
+        """The value that is taken where none is set."""
+        ...
+
+
+class Session(Protocol):
+    """A workload that has been set up; see the module."""
+
+    def step(self) -> None:
+        """One step."""
+        ...
+
+
+class Workload(Protocol):
+    """A program that can be captured by name; see the module."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def about(self) -> str:
+        """One line."""
+        ...
+
+    @property
+    def axes(self) -> Mapping[str, Axis]:
+        """Its settings."""
+        ...
+
+    def start(self, settings: Mapping[str, str]) -> Session:
+        """Set it up."""
+        ...
+
+
+def find_workloads(folder: Path) -> dict[str, Workload]:
+    """All workloads of installed packages and of the nearest pyproject.toml, by name.
+
+    Args:
+        folder: Where the search for pyproject.toml begins; it goes on upwards.
+
+    Raises:
+        SettingError: a module cannot be imported, offers no workloads, or two have one name.
+    """
+    found: dict[str, Workload] = {}
+    for source, offered in _sources(folder):
+        for workload in offered:
+            missing = [name for name in ("name", "about", "axes", "start") if not hasattr(workload, name)]
+            if missing:
+                raise SettingError(f"{source} offers a workload without {missing[0]!r}: {workload!r:.80}")
+            if workload.name in found:
+                raise SettingError(f"{source} offers a workload {workload.name!r}, and so does another: rename one")
+            found[workload.name] = workload
+    return found
+
+
+def _sources(folder: Path) -> Iterable[tuple[str, Iterable[Workload]]]:
+    for point in importlib.metadata.entry_points(group=GROUP):
+        source = f"the entry point {point.name!r} of {GROUP}"
+        yield source, _offered(source, _load(source, point.load))
+    project = _nearest_pyproject(folder)
+    if project is None:
+        return
+    for name in _named_in(project):
+        source = f"{name}, which {project} names,"
+        # As `python -m` would in that folder.
+        if str(project.parent) not in sys.path:
+            sys.path.insert(0, str(project.parent))
+        yield source, _offered(source, _load(source, lambda name=name: importlib.import_module(name)))
+
+
+def _load(source: str, load: Any) -> Any:
+    try:
+        return load()
+    except Exception as error:
+        raise SettingError(f"{source} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _offered(source: str, thing: Any) -> Iterable[Workload]:
+    """What a module's `WORKLOADS`, a list, or a workload itself offers."""
+    if hasattr(thing, "start"):
+        return [cast("Workload", thing)]
+    offered = getattr(thing, "WORKLOADS", thing)
+    if not isinstance(offered, list | tuple):
+        raise SettingError(f"{source} has no list WORKLOADS")
+    return offered
+
+
+def _nearest_pyproject(folder: Path) -> Path | None:
+    for one in (folder, *folder.parents):
+        if (one / "pyproject.toml").is_file():
+            return one / "pyproject.toml"
+    return None
+
+
+def _named_in(project: Path) -> list[str]:
+    try:
+        settings = tomllib.loads(project.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"{project} cannot be read: {error}") from None
+    names = settings.get("tool", {}).get("tracetool", {}).get("workloads", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SettingError(f"{project}: tool.tracetool.workloads must be a list of module names, but is {names!r:.60}")
+    return names
+
+
+def settle(workload: Workload, asked: Mapping[str, str]) -> dict[str, str]:
+    """A value for each axis of a workload.
+
+    Args:
+        workload: Which.
+        asked: Values that are set; the other axes have their defaults.
+
+    Raises:
+        SettingError: there is no such axis, or it has no such value.
+    """
+    for name, value in asked.items():
+        if name not in workload.axes:
+            raise SettingError(f"{workload.name} has no axis {name!r}: {nearest(name, workload.axes)}")
+        values = workload.axes[name].values
+        if values and value not in values:
+            raise SettingError(f"{workload.name}: {name} cannot be {value!r}: {nearest(value, values)}")
+    return {name: asked.get(name, axis.default) for name, axis in workload.axes.items()}
