@@ -1,6 +1,5 @@
 """The engine's options."""
 
-import dataclasses
 import types
 import typing
 from dataclasses import dataclass, field, fields
@@ -113,10 +112,6 @@ class EngineConfig:
                 raise ConfigError(unknown("option", name, sorted(names)))
             values[name] = _read(name, value, kinds[name])
         return cls(**values)
-
-    def replace(self, **values: Any) -> "EngineConfig":
-        """The same with some values changed."""
-        return dataclasses.replace(self, **values)
 
 
 _BOOLS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
