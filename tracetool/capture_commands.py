@@ -7,10 +7,11 @@ import shlex
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from tracetool.capturing.options import DEFAULT_ACTIVE, window_of
 from tracetool.errors import CaptureError, SettingError, TracetoolError
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def setting_options(command: Any) -> Any:
 )
 @click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
 @click.option("-m", "module", is_flag=True, help="TARGET is a module, run as `python -m` does.")
+@click.option("--setup", "set_up", is_flag=True, help="Record a workload's set-up too, in a range `setup`.")
 @setting_options
 @click.pass_context
 def capture(
@@ -86,6 +88,7 @@ def capture(
     output: Path,
     force: bool,
     module: bool,
+    set_up: bool,
     settings: tuple[tuple[str, str], ...],
     wait: int | None,
     warmup: int | None,
@@ -99,16 +102,18 @@ def capture(
     --active only those steps are. A workload or a function is called once a step. Options that are not known here are
     TARGET's; after -- all are.
     """
-    from tracetool.capturing.options import CaptureOptions, Window, window_of
+    from tracetool.capturing.options import CaptureOptions, Window
     from tracetool.capturing.session import Capture, capture_program, capture_steps, check_trace_target
-    from tracetool.capturing.targets import Stepper, find_target
+    from tracetool.capturing.targets import Stepper, find_target, with_set_up
 
     check_trace_target(output, force=force)
     # What Kineto prints of itself; that it recorded nothing is found out in the trace.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     window = window_of(wait, warmup, active)
-    found = find_target(target, arguments, module=module, settings=dict(settings))
-    if isinstance(found, Stepper):
+    stepper = found = find_target(target, arguments, module=module, settings=dict(settings))
+    if set_up:
+        found, window = with_set_up(_set_up_of(found), _steps_after_set_up(wait, warmup, active)), None
+    elif isinstance(found, Stepper):
         window = window or Window()
         _set_up(found)
     progress = _Progress(found.title, window)
@@ -127,10 +132,23 @@ def capture(
     except BaseException as error:  # noqa: BLE001 - the program's own; what was captured is there
         code = _failed(found, one, error)
     finally:
-        if isinstance(found, Stepper):
-            found.close()
+        if isinstance(stepper, Stepper):
+            stepper.close()
     reported = _report(one)
     context.exit(code or reported)
+
+
+def _set_up_of(found: Program | Stepper) -> Stepper:
+    if found.facts["kind"] != "workload":
+        raise SettingError(f"--setup is for workloads; {found.title} is none, and what it sets up is recorded anyway")
+    return cast("Stepper", found)
+
+
+def _steps_after_set_up(wait: int | None, warmup: int | None, active: int | None) -> int:
+    if wait is not None or warmup is not None:
+        raise SettingError("with --setup everything is recorded from the beginning: leave out --wait and --warmup")
+    steps = window_of(wait, warmup, active)
+    return DEFAULT_ACTIVE if steps is None else steps.active
 
 
 def _set_up(stepper: Stepper) -> None:

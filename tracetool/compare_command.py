@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracetool.capture_commands import setting_options
+from tracetool.capture_commands import INTERRUPTED, setting_options
+from tracetool.capturing.options import ENDING
 from tracetool.errors import TracetoolError
 from tracetool.options import output_options, view_options
 from tracetool.output import check_target, write
-from tracetool.presenting import exit_code_of, rendered, view_of
+from tracetool.presenting import exit_code_of, fail, rendered, view_of
 
 if TYPE_CHECKING:
     from tracetool.comparing import Comparison
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rounds",
     type=click.IntRange(min=0),
-    default=3,
+    default=5,
     show_default=True,
     help="Time the steps of each variant in so many processes; 0 only captures.",
 )
@@ -90,10 +91,18 @@ def compare(
         name: value for name, value in (("wait", wait), ("warmup", warmup), ("active", active)) if value is not None
     }
     plan = comparing.Plan(target, module, rounds, samples, folder, window, recorded)
-    with _Progress() as progress:
-        found = comparing.run(plan, variants, force=force, progress=progress.show)
+    try:
+        with _Progress() as progress:
+            found = comparing.run(plan, variants, force=force, progress=progress.show)
+    except KeyboardInterrupt:
+        kept = f"what was captured until then is in {folder}" if _holds_traces(folder) else "nothing was captured yet"
+        context.exit(fail(f"interrupted; {kept}", INTERRUPTED))
     write(_rendered(found, form, view, output), output)
     context.exit(_exit_code(found))
+
+
+def _holds_traces(folder: Path) -> bool:
+    return any(folder.glob(f"*{ENDING}"))
 
 
 def _rendered(found: Comparison, form: str, view: Any, output: Path | None) -> str:

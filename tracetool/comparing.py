@@ -14,21 +14,24 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tracetool.capturing.jobs import Answer, Job
+from tracetool.capturing.options import ENDING
 from tracetool.chrome import read
 from tracetool.differ import TraceDiff, diff
-from tracetool.errors import CaptureError, SettingError
+from tracetool.errors import CaptureError, SettingError, TracetoolError
 from tracetool.stats import Ratio, ratio_of_nested_medians
 from tracetool.summary import summarize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from tracetool.summary import TraceSummary
 
 STEPS_PER_SAMPLE = 10
 WARM_STEPS = 10
@@ -119,6 +122,7 @@ class Measured:
     Attributes:
         samples: Nanoseconds a step, by process.
         result: What its steps came to, where the workload says so.
+        eager: Settings of its twin without CUDA graphs, where the workload names one.
         trace: Where its trace is, once it is there.
         failure: Why there is no more, in a sentence.
     """
@@ -126,6 +130,7 @@ class Measured:
     variant: Variant
     samples: list[list[int]] = field(default_factory=list)
     result: Any = None
+    eager: dict[str, str] | None = None
     trace: Path | None = None
     failure: str | None = None
 
@@ -178,6 +183,7 @@ class Comparison:
         results: Whether all variants that say so came to the same; None where none says.
         different: Labels of variants whose result is not the baseline's.
         failures: Why variants failed, by label.
+        ungiven: Why the work of a variant's CUDA graphs stays with their launches, by label.
         traces: Where traces are, by label.
     """
 
@@ -186,6 +192,7 @@ class Comparison:
     results: bool | None
     different: list[str]
     failures: dict[str, str]
+    ungiven: dict[str, str]
     traces: dict[str, Path]
 
 
@@ -219,13 +226,16 @@ def run(
         if one.failure is None:
             say(f"capture: {one.variant.label}")
             _measure(plan, one, trace=path)
+    if measured[0].trace is None:
+        raise CaptureError(f"the baseline {measured[0].variant.label} failed: {measured[0].failure}")
+    counted = _count(plan, measured, say)
     say("")
-    return _compare(measured)
+    return _compare(measured, counted)
 
 
 def _trace_paths(folder: Path, variants: Sequence[Variant], *, force: bool) -> list[Path]:
     names = [re.sub(r"[^\w.=-]+", "_", variant.label) for variant in variants]
-    paths = [folder / f"{name}.json.gz" for name in names]
+    paths = [folder / f"{name}{ENDING}" for name in names]
     there = next((path for path in paths if path.exists()), None)
     if there is not None and not force:
         raise SettingError(f"{there} exists already; name another folder with --traces, or --force overwrites it")
@@ -255,7 +265,7 @@ def _measure(plan: Plan, one: Measured, trace: Path | None) -> None:
     if trace is None:
         one.samples.append(answer.samples)
     else:
-        one.trace, one.result = trace, answer.result
+        one.trace, one.result, one.eager = trace, answer.result, answer.eager
 
 
 def _process(job: Job, environment: Mapping[str, str]) -> Answer:
@@ -285,12 +295,51 @@ def _process(job: Job, environment: Mapping[str, str]) -> Answer:
         return msgspec.json.decode(path.read_bytes(), type=Answer)
 
 
-def _compare(measured: Sequence[Measured]) -> Comparison:
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """Summaries of the variants' traces, and why graphs' work could not be given back, by label."""
+
+    summaries: dict[str, TraceSummary]
+    ungiven: dict[str, str]
+
+
+def _count(plan: Plan, measured: Sequence[Measured], say: Callable[[str], None]) -> _Counted:
+    """Count the traces; where there are CUDA graphs, with the ranges of an eager twin, which is captured too."""
+    found = _Counted({}, {})
+    for one in measured:
+        if one.trace is None:
+            continue
+        label, summary = one.variant.label, summarize(read(str(one.trace)))
+        found.summaries[label] = summary
+        if not summary.totals.get("graph_launches"):
+            continue
+        say(f"capture: {label}, without graphs")
+        try:
+            given = summarize(read(str(one.trace)), ranges_from=_eager_twin(plan, one, one.trace))
+        except TracetoolError as error:
+            found.ungiven[label] = str(error)
+            continue
+        found.summaries[label] = given
+        if given.replays is not None and given.replays.given < given.replays.pieces:
+            left = given.replays.pieces - given.replays.given
+            found.ungiven[label] = f"{left:,} of {given.replays.pieces:,} pieces do not line up with the eager twin"
+    return found
+
+
+def _eager_twin(plan: Plan, one: Measured, trace: Path) -> TraceSummary:
+    if one.eager is None:
+        raise CaptureError("the workload names no twin without graphs")
+    path = trace.with_name(trace.name.removesuffix(ENDING) + ".eager" + ENDING)
+    twin = Measured(replace(one.variant, settings=one.eager))
+    _measure(plan, twin, trace=path)
+    if twin.failure is not None:
+        raise CaptureError(f"its twin without graphs failed: {twin.failure}")
+    return summarize(read(str(path)))
+
+
+def _compare(measured: Sequence[Measured], counted: _Counted) -> Comparison:
     there = [one for one in measured if one.trace is not None]
-    if measured[0].trace is None:
-        raise CaptureError(f"the baseline {measured[0].variant.label} failed: {measured[0].failure}")
-    summaries = [summarize(read(str(one.trace))) for one in there]
-    labels = [one.variant.label for one in there]
+    labels, summaries = list(counted.summaries), list(counted.summaries.values())
     baseline = measured[0]
     told = [one for one in there if one.result is not None]
     different = [one.variant.label for one in told if one.result != baseline.result]
@@ -300,6 +349,7 @@ def _compare(measured: Sequence[Measured]) -> Comparison:
         results=None if not told else not different,
         different=different,
         failures={one.variant.label: one.failure for one in measured if one.failure is not None},
+        ungiven=counted.ungiven,
         traces={one.variant.label: one.trace for one in there if one.trace is not None},
     )
 

@@ -20,7 +20,7 @@ import numpy as np
 from tracetool import environment
 from tracetool.errors import SettingError
 from tracetool.folding import STEP
-from tracetool.metrics import METRICS, lookup
+from tracetool.metrics import METRICS, PEAK, lookup
 from tracetool.ranges import BEFORE_WINDOW, NO_RANGE
 from tracetool.stats import Ratio, ratio_of_medians
 from tracetool.summary import TraceSummary, summarize
@@ -343,9 +343,10 @@ class TraceDiff:
             ]
             return Cell(np.concatenate(samples))
         pieces = _scoped(part, self.scope, metric)
+        whole = np.max if metric == PEAK else np.sum
         if per is Per.STEP:
-            return Cell(np.sum([summary.step_samples(metric, row, scope) for row, scope in pieces], axis=0))
-        return Cell(np.array([sum(int(summary.value(metric, scope)[row]) for row, scope in pieces)]))
+            return Cell(whole([summary.step_samples(metric, row, scope) for row, scope in pieces], axis=0))
+        return Cell(np.array([whole([int(summary.value(metric, scope)[row]) for row, scope in pieces])]))
 
 
 def diff(

@@ -110,6 +110,10 @@ class EventTable:
     external_id: IntArray
     bytes: Sparse
     """Bytes of a copy, a memset or an allocation (negative: released)."""
+    held_bytes: Sparse
+    """Of a `[memory]` event: what the allocator holds of that device, or of the host, right after it."""
+    on_device: Sparse
+    """Of a `[memory]` event: 1 where it is not about the host."""
     collective_bytes: Sparse
     """Bytes of a collective's kernel: the larger of its input and output message."""
     line: Sparse

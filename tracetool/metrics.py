@@ -66,6 +66,9 @@ DIRECTIONS = {
 HOST_MEMORY = {"pageable": "pageable", "pinned": "pinned (page-locked)"}
 HOST_DIRECTIONS = ("h2d", "d2h")
 
+PEAK = "peak_bytes"
+"""The one metric whose parts do not add up to it: the largest of them is it."""
+
 OP_CALLS = "op_calls"
 _OP_CALLS = re.compile(r'op_calls\["(.+)"\]', re.DOTALL)
 
@@ -141,6 +144,15 @@ METRICS: dict[str, Metric] = {
         ),
         _exact("allocs", "Allocations by PyTorch's allocators.", needs=Needs.MEMORY),
         _exact("alloc_bytes", "Bytes of the allocs.", Unit.BYTES, needs=Needs.MEMORY),
+        Metric(
+            PEAK,
+            Unit.BYTES,
+            exact=True,
+            additive=False,
+            needs=Needs.MEMORY,
+            meaning="The most that PyTorch's allocator held of one device, or in a trace without any of the host, "
+            "right after an allocation.",
+        ),
         _exact(
             "device_mallocs",
             "Calls that take memory from the device's driver (cudaMalloc and its like).",

@@ -60,8 +60,8 @@ def ratio_of_medians(baseline: npt.ArrayLike, variant: npt.ArrayLike) -> Ratio |
     return Ratio(float(value), float(low), float(high))
 
 
-FEWEST_PROCESSES = 3
-"""With fewer processes than this, nothing is known of how processes differ."""
+FEWEST_PROCESSES = 4
+"""With 3 on each side, all of one come out above all of the other by chance once in 10 comparisons; with 4 in 35."""
 
 
 def ratio_of_nested_medians(baseline: Sequence[Sequence[float]], variant: Sequence[Sequence[float]]) -> Ratio | None:

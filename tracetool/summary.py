@@ -13,10 +13,10 @@ from tracetool import environment, health
 from tracetool.attribution import OUTSIDE, Causes, attribute, source_frame_label
 from tracetool.events import DEVICE_WORK, Category
 from tracetool.folding import DEFAULT_FOLDS, Fold
-from tracetool.metrics import METRICS, lookup, op_calls
+from tracetool.metrics import METRICS, PEAK, lookup, op_calls
 from tracetool.ranges import BEFORE_WINDOW, NO_RANGE, RangeSource, build
 from tracetool.replays import give_back
-from tracetool.tally import Tally, Tree, union_length, union_lengths_up
+from tracetool.tally import Tally, Tree, max_by, union_length, union_lengths_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -151,6 +151,8 @@ class TraceSummary:
             some |= {"calls", "cpu_ns"}
         if "gpu_ns" in some:
             some.add("gpu_busy_ns")
+        if len(self.tally.peaks.rows):
+            some.add(PEAK)
         return [name for name in METRICS if name in some]
 
     @cached_property
@@ -173,6 +175,8 @@ class TraceSummary:
             return self.calls
         if metric == "gpu_busy_ns":
             return union_length(*self._device_rows, self._rows.count + 2)
+        if metric == PEAK:
+            return max_by(self._rows.of_slot, self._run_values(metric, "self"), self._rows.count + 2)
         return self._by_row(self._run_values(metric, "self"))
 
     def total(self, metric: str) -> IntArray:
@@ -183,6 +187,8 @@ class TraceSummary:
             return union_lengths_up(*self._device_rows, self._rows.tree, self._rows.count + 2)
         if metric == "cpu_ns":
             return self._by_row(self._run_values(metric, "total"))
+        if metric == PEAK:
+            return max_by(self._rows.of_slot, self._run_values(metric, "total"), self._rows.count + 2)
         own = self.own(metric)
         return np.concatenate([self._rows.tree.sums(own[: self._rows.count]), own[self._rows.count :]])
 
@@ -240,18 +246,19 @@ class TraceSummary:
 
     def step_samples(self, metric: str, row: int, scope: str = "total") -> IntArray:
         """The metric of a row in each profiler step, in the order of the file; what lies outside steps is left out."""
-        sums = np.zeros(self.step_count + 1, dtype=np.int64)
+        found = np.zeros(self.step_count + 1, dtype=np.int64)
+        take = np.maximum.at if metric == PEAK else np.add.at
         if row < self._rows.count:
-            np.add.at(
-                sums,
+            take(
+                found,
                 self._run_steps[self._rows.by_row[self._rows.run_slice(row)]],
                 self._run_samples(metric, row, scope),
             )
-        elif metric in self.tally.amounts:
-            amounts = self.tally.amounts_of(metric)
+        elif metric == PEAK or metric in self.tally.amounts:
+            amounts = self.tally.peaks if metric == PEAK else self.tally.amounts_of(metric)
             here = self._rows.of_slot[self.tally.slot[amounts.rows]] == row
-            np.add.at(sums, self.work.step[amounts.rows[here]], amounts.values[here])
-        return sums[:-1]
+            take(found, self.work.step[amounts.rows[here]], amounts.values[here])
+        return found[:-1]
 
     @cached_property
     def _run_steps(self) -> IntArray:
@@ -306,6 +313,8 @@ class TraceSummary:
             return tally.busy_own() if scope == "self" else tally.busy_total()
         if metric == "calls":
             return np.append(np.ones(tally.runs, dtype=np.int64), [0, 0])
+        if metric == PEAK:
+            return tally.peak_own() if scope == "self" else tally.peak_total()
         return tally.own(metric) if scope == "self" else tally.total(metric)
 
     def _by_row(self, of_runs: IntArray) -> IntArray:
@@ -329,6 +338,8 @@ class TraceSummary:
                 rows, device, start, end = self._device_rows
                 here = rows != self.before_row
                 found[name] = int(union_length(np.zeros_like(rows[here]), device[here], start[here], end[here], 1)[0])
+            elif name == PEAK:
+                found[name] = int(self.own(name)[: self.before_row].max())
             elif name != "calls":
                 found[name] = int(self.own(name)[: self.before_row].sum())
         return {name: value for name, value in found.items() if value}
@@ -350,6 +361,10 @@ class TraceSummary:
             for counts, value in zip(found, sums[:-1].tolist(), strict=True):
                 if value:
                     counts[name] = value
+        peaks = max_by(self.work.step[self.tally.peaks.rows], self.tally.peaks.values, len(found) + 1)
+        for counts, peak in zip(found, peaks[:-1].tolist(), strict=True):
+            if peak:
+                counts[PEAK] = peak
         for counts, length in zip(found, (steps.end - steps.start).tolist(), strict=True):
             counts["cpu_ns"] = length
         return list(zip(steps.number.tolist(), found, strict=True))

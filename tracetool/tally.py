@@ -92,6 +92,28 @@ class Tally:
         }
         return {name for name, metric in METRICS.items() if has[metric.needs]}
 
+    @cached_property
+    def peaks(self) -> Amounts:
+        """Allocations, and what was held right after each: on devices, in a trace without any on the host."""
+        work, events = self.work, self.work.events
+        rows = work.of(Category.MEMORY)
+        of = work.event[rows]
+        held = events.held_bytes.at(of, NO_ID)
+        known = (events.bytes.at(of, 0) > 0) & (held != NO_ID)
+        on_device = events.on_device.at(of, 0) == 1
+        if on_device.any():
+            known &= on_device
+        return Amounts(rows[known], held[known])
+
+    def peak_own(self) -> IntArray:
+        """The most that was held after an allocation of each slot's own, bytes."""
+        return max_by(self.slot[self.peaks.rows], self.peaks.values, self.runs + 2)
+
+    def peak_total(self) -> IntArray:
+        """The same over each slot and its descendants."""
+        own = self.peak_own()
+        return np.concatenate([self.tree.maxima(own[: self.runs]), own[self.runs :]])
+
     # Times of runs -----------------------------------------------------------------------------------------
 
     def cpu_total(self) -> IntArray:
@@ -165,6 +187,13 @@ class Tree:
         sums: IntArray = running[self.place + self.size] - running[self.place]
         return sums
 
+    def maxima(self, own: IntArray) -> IntArray:
+        """The largest of each node's value and those of all its descendants."""
+        maxima = own.copy()
+        for level in reversed(self.levels[1:]):
+            np.maximum.at(maxima, self.parent[level], maxima[level])
+        return maxima
+
 
 def _levels(parent: IntArray) -> Iterator[IntArray]:
     """Nodes by depth, roots first."""
@@ -183,6 +212,13 @@ def _sum_by(group: IntArray, values: IntArray, groups: int) -> IntArray:
     sums = np.zeros(groups, dtype=np.int64)
     np.add.at(sums, group, values)
     return sums
+
+
+def max_by(group: IntArray, values: IntArray, groups: int) -> IntArray:
+    """The largest value of each group, which is not negative; 0 for none."""
+    maxima = np.zeros(groups, dtype=np.int64)
+    np.maximum.at(maxima, group, values)
+    return maxima
 
 
 def union_length(group: IntArray, device: IntArray, start: IntArray, end: IntArray, groups: int) -> IntArray:

@@ -9,6 +9,10 @@ A workload is an object with
     start(settings: Mapping[str, str]) -> session
                  set up, for these settings (all axes, defaults included)
 
+    eager(settings) -> settings or None
+                 optional: what to set for the same work without CUDA graphs, so that a comparison can give graphs' work
+                 back to its ranges; None where these settings use no graphs
+
 and a session an object with
 
     step()       one step of the work that is to be captured
@@ -158,6 +162,21 @@ def _named_in(project: Path) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SettingError(f"{project}: tool.tracetool.workloads must be a list of module names, but is {names!r:.60}")
     return names
+
+
+def eager_twin(workload: Workload, settings: Mapping[str, str]) -> dict[str, str] | None:
+    """Settings for the same work without CUDA graphs; None where a workload does not say, or uses none.
+
+    Args:
+        workload: Which.
+        settings: As `settle` gives them.
+
+    Raises:
+        SettingError: what the workload says cannot be set.
+    """
+    eager = getattr(workload, "eager", None)
+    twin = None if eager is None else eager(settings)
+    return None if twin is None else settle(workload, twin)
 
 
 def settle(workload: Workload, asked: Mapping[str, str]) -> dict[str, str]:

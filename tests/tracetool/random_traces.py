@@ -93,9 +93,13 @@ copies = _complete(
 )
 memsets = _complete("gpu_memset", st.just("Memset (Device)"), STREAMS, correlation=correlation, bytes=ids)
 compiles = _complete("compile", st.just("triton_poi_fused_0"), cache_hit=st.booleans())
-memory = _complete("cpu_instant_event", st.just("[memory]"), Bytes=st.sampled_from([-8, 8, 512])).map(
-    lambda event: {key: value for key, value in event.items() if key != "dur"} | {"ph": "i", "s": "t"}
-)
+memory = _complete(
+    "cpu_instant_event",
+    st.just("[memory]"),
+    Bytes=st.sampled_from([-8, 8, 512]),
+    Total_Allocated=ids,
+    Device_Type=st.integers(0, 1),
+).map(lambda event: {key: value for key, value in event.items() if key != "dur"} | {"ph": "i", "s": "t"})
 ignored = st.one_of(
     _complete("gpu_user_annotation", st.sampled_from(RANGE_NAMES), STREAMS),
     _complete("overhead", st.just("Lazy Function Loading")),

@@ -35,7 +35,7 @@ def everything(tmp_path):
         trace._call("cudaMalloc", None, [], 1)
         trace.events.append(
             {"ph": "i", "s": "t", "cat": "cpu_instant_event", "name": "[memory]", "pid": 1, "tid": 1, "ts": trace.now}
-            | {"args": {"Bytes": 512, "Device Type": 1, "Device Id": 0}}
+            | {"args": {"Bytes": 512, "Total Allocated": 512, "Device Type": 1, "Device Id": 0}}
         )
         trace.now += 1
         for hit in (False, True):
@@ -86,8 +86,8 @@ def test_names_tell_units():
         assert metric.meaning.endswith(".")
 
 
-def test_only_calls_and_busy_time_are_not_additive():
-    assert {name for name, metric in METRICS.items() if not metric.additive} == {"calls", "gpu_busy_ns"}
+def test_only_calls_busy_time_and_peaks_are_not_additive():
+    assert {name for name, metric in METRICS.items() if not metric.additive} == {"calls", "gpu_busy_ns", "peak_bytes"}
 
 
 def test_copies_by_direction_sum_to_all_copies(tmp_path):

@@ -2,6 +2,9 @@
 
 import pytest
 
+import tracetool
+from tracetool.differ import Per
+
 from .traces_by_hand import (
     PAGEABLE,
     PINNED,
@@ -217,6 +220,54 @@ def test_memory_counts_only_with_memory_profiling():
     assert not found.holds("allocs")
     assert not found.holds("device_mallocs")
     assert value(found, "device_mallocs") == 0
+
+
+def held(at, size, total, device=1):
+    return alloc(at, size, **{"Total Allocated": total, "Device Type": device})
+
+
+def test_the_peak_is_the_most_held_after_an_allocation():
+    events = [
+        rng("r", 0, 20),
+        rng("a", 2, 9),
+        held(1, 100, 700),
+        held(3, 200, 900),
+        held(4, -200, 5000),
+        held(5, 8, 9999, device=0),
+        rng("a", 12, 19),
+        held(13, 50, 750),
+        held(30, 10, 800),
+    ]
+    found = summary(*events)
+    assert_table(found, "peak_bytes\n r 700\n r/a 900\n (no range) 800")
+    assert_table(found, "peak_bytes\n r 900\n r/a 900\n (no range) 800", "total")
+    assert found.samples("peak_bytes", found.paths.index(("r", "a"))).tolist() == [900, 750]
+    assert found.totals["peak_bytes"] == 900
+
+
+def test_the_peak_of_each_step():
+    found = summary(
+        rng("ProfilerStep#1", 0, 10),
+        held(1, 8, 30),
+        held(2, 8, 20),
+        rng("ProfilerStep#2", 10, 20),
+        rng("r", 11, 13),
+        held(12, 8, 40),
+    )
+    assert [counts.get("peak_bytes") for _, counts in found.steps] == [30, 40]
+    assert found.step_samples("peak_bytes", found.paths.index(("ProfilerStep", "r"))).tolist() == [0, 40]
+
+
+def test_the_peak_of_a_trace_without_a_device_is_the_hosts():
+    assert_table(summary(rng("r", 0, 9), held(1, 8, 16, device=0), held(2, 8, 24, device=0)), "peak_bytes\n r 24")
+
+
+def test_a_diff_compares_peaks_and_adds_none_up():
+    one = summary(rng("r", 0, 9), held(1, 8, 16), rng("r", 10, 19), held(11, 8, 16))
+    other = summary(rng("r", 0, 9), held(1, 8, 16))
+    rows = {row.path: row for row in tracetool.diff(one, other, per=Per.TRACE).rows}
+    comparison = rows["r",].metrics["peak_bytes"]
+    assert (comparison.baseline.sum, comparison.variants[0].sum) == (16, 16)
 
 
 def test_a_disk_cache_hit_is_no_compile():

@@ -13,12 +13,12 @@ from decimal import Decimal
 from pathlib import Path
 
 import tracetool
-from tracetool.metrics import METRICS
+from tracetool.metrics import METRICS, PEAK
 from tracetool.ranges import range_source
 
 from .oracles import brute_force
 
-EXACT = [name for name, metric in METRICS.items() if metric.exact]
+EXACT = [name for name, metric in METRICS.items() if metric.exact and name != PEAK]
 PAGEABLE = "Memcpy HtoD (Pageable -> Device)"
 PINNED = "Memcpy HtoD (Pinned -> Device)"
 
@@ -63,9 +63,9 @@ def python(name, start, end):
     return event("python_function", name, start, end - start)
 
 
-def alloc(at, size):
+def alloc(at, size, **args):
     """A `[memory]` instant; a negative size is a release."""
-    return {**event("cpu_instant_event", "[memory]", at, 0, Bytes=size), "ph": "i", "s": "t"}
+    return {**event("cpu_instant_event", "[memory]", at, 0, Bytes=size, **args), "ph": "i", "s": "t"}
 
 
 def compiled(name, start, end, cache_hit=False):
@@ -184,6 +184,9 @@ def assert_equals_brute_force(found, content):
     )
     steps = [(number, exact_only(counts)) for number, counts in found.steps]
     assert steps == [(number, without_op_calls(counts)) for number, counts in expected.steps]
+    assert {
+        path: peak for path, peak in zip(found.paths, found.own(PEAK).tolist(), strict=True) if peak
+    } == expected.peak
     both = zip(found.own("gpu_busy_ns").tolist(), found.total("gpu_busy_ns").tolist(), strict=True)
     busy = dict(zip(found.paths, both, strict=True))
     assert {path: busy[path] for path in expected.busy} == expected.busy

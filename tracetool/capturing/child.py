@@ -41,7 +41,7 @@ def work(job: Job) -> Answer:
     if job.trace is not None:
         window = Window(**job.window) if job.window else Window()
         capture_steps(found, _capture(job, found, window, timer.samples), window)
-    answer = Answer(timer.samples, found.result())
+    answer = Answer(timer.samples, found.result(), found.eager)
     found.close()
     return answer
 
@@ -51,7 +51,7 @@ def _run(program: Program, job: Job) -> Answer:
     if job.trace is not None:
         window = Window(**job.window) if job.window else None
         capture_program(program, _capture(job, program, window, []))
-        return Answer([], None)
+        return Answer([])
     timer = _Timer(job.steps_per_sample, skip=job.warm_steps)
     stepping.listen(timer.step)
     start = time.perf_counter_ns()
@@ -64,7 +64,8 @@ def _run(program: Program, job: Job) -> Answer:
         stepping.unlisten(timer.step)
     _wait()
     whole = [time.perf_counter_ns() - start]
-    return Answer(timer.samples if timer.steps else whole, None)
+    # Too few steps for a sample, or none: then the run is what there is to time.
+    return Answer(timer.samples or whole)
 
 
 def _capture(job: Job, found: Program | Stepper, window: Window | None, samples: list[int]) -> Capture:

@@ -108,6 +108,7 @@ class CompileRecorder:
             "cache_hit": cache_hit,
             "key": str(metadata.get("hash", "")),
             "signature": ", ".join(f"{name}: {kind}" for name, kind in getattr(src, "signature", {}).items()),
+            "multiples_of_16": ", ".join(_multiples_of_16(src)),
             "num_warps": metadata.get("num_warps"),
             "stages_us": stages,
         }
@@ -128,6 +129,15 @@ class CompileRecorder:
         }
         name = str(getattr(tuner.base_fn, "__name__", "?"))
         self.events.append(HostEvent("autotune", name, start, duration, threading.get_native_id(), arguments))
+
+
+def _multiples_of_16(source: Any) -> list[str]:
+    """The arguments that a kernel was compiled for as multiples of 16, by which keys differ where signatures do not."""
+    names = list(getattr(source, "signature", {}))
+    attributes = getattr(source, "attrs", None) or {}
+    return [
+        names[path[0]] for path, told in attributes.items() if ["tt.divisibility", 16] in [list(one) for one in told]
+    ]
 
 
 def _triton_knobs() -> Any:

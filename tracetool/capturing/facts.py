@@ -7,15 +7,14 @@ import os
 import platform
 import re
 import subprocess
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 _PACKAGES = ("torch", "triton", "transformers", "numpy")
 _RELEVANT = re.compile(r"(CUDA|CUBLAS|CUDNN|TORCH|PYTORCH|TRITON|NCCL|OMP|MKL|HIP|ROCR|HF|TOKENIZERS|ROSELLM)_\w+")
+_DRIVER = re.compile(r"\b\d+\.\d+(\.\d+)?\b")
 _SECRET = re.compile(r"TOKEN$|KEY|SECRET|PASSWORD|CREDENTIAL")
 
 
@@ -53,8 +52,20 @@ def _gpu() -> dict[str, Any]:
     if not torch.cuda.is_available():
         return {}
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return {"gpus": names} | ({"driver": driver.splitlines()[0]} if driver else {})
+    driver = _driver()
+    return {"gpus": names} | ({"driver": driver} if driver else {})
+
+
+def _driver() -> str | None:
+    """The version of the NVIDIA driver; from the kernel where that tells, since nvidia-smi can take seconds."""
+    try:
+        told = _DRIVER.search(Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))
+    except OSError:
+        told = None
+    if told:
+        return told.group()
+    lines = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
+    return lines[0] if lines else None
 
 
 def _cpu() -> str:

@@ -39,7 +39,9 @@ class Answer(msgspec.Struct, frozen=True):
     Attributes:
         samples: Nanoseconds a step, each the mean of some steps.
         result: What the workload's steps came to, if it says so.
+        eager: Settings of its twin without CUDA graphs, if it has one and is none.
     """
 
     samples: list[int]
-    result: Any
+    result: Any = None
+    eager: dict[str, str] | None = None

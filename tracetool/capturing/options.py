@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from tracetool.errors import SettingError
 
+ENDING = ".json.gz"
+"""How a trace's file name ends."""
+
 DEFAULT_WAIT, DEFAULT_WARMUP, DEFAULT_ACTIVE = 0, 2, 3
 
 

@@ -99,7 +99,8 @@ class Recorder:
             begun.enter_context(self._cold)
             self._compiles.start()
             begun.callback(self._compiles.stop)
-            self._profiler.start()
+            with _without_advice():
+                self._profiler.start()
             begun.callback(self._profiler.stop)
             self._recording = begun.pop_all()
         stepping.listen(self.step)
@@ -110,7 +111,8 @@ class Recorder:
         self.steps += 1
         self._ends.append((time.time_ns(), threading.get_native_id()))
         if self.window is not None and self.steps <= self.window.steps:
-            self._profiler.step()
+            with _without_advice():
+                self._profiler.step()
         if self._on_step is not None:
             self._on_step(self.steps)
         if self.steps == self.steps_needed:
@@ -151,6 +153,14 @@ class Recorder:
         path = Path(self._folder.name) / "raw.json"
         profiler.export_chrome_trace(str(path))
         self.raw = path
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keep to itself what the profiler advises whoever wants the events of several cycles: here there is one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Warning: Profiler clears events")
+        yield
 
 
 def _schedule(window: Window) -> Callable[[int], Any]:

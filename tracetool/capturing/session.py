@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tracetool import __version__, chrome
 from tracetool.capturing import facts
 from tracetool.capturing.alignment import align
-from tracetool.capturing.options import CaptureOptions, Window
+from tracetool.capturing.options import ENDING, CaptureOptions, Window
 from tracetool.capturing.recorder import Recorder
 from tracetool.capturing.save import save
 from tracetool.errors import CaptureError, OutputError, SettingError
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from tracetool.capturing.alignment import Lines
     from tracetool.capturing.targets import Program, Stepper
     from tracetool.events import Trace
-
-ENDING = ".json.gz"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.profiler import record_function
+
+from tracetool import stepping
 from tracetool.errors import CaptureError, nearest
-from tracetool.workloads import find_workloads, settle
+from tracetool.workloads import eager_twin, find_workloads, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,12 +46,14 @@ class Stepper:
         title: What it is called in messages.
         facts: What the trace says of it.
         start: Sets it up, before anything is recorded.
+        eager: Settings of a workload's twin without CUDA graphs; None where it has or needs none.
         session: What `start` gave.
     """
 
     title: str
     facts: dict[str, Any]
     start: Callable[[], Session]
+    eager: dict[str, str] | None = None
     session: Session | None = field(default=None)
 
     def set_up(self) -> Session:
@@ -67,6 +72,20 @@ class Stepper:
         close = getattr(self.session, "close", None)
         if close is not None:
             close()
+
+
+def with_set_up(stepper: Stepper, steps: int) -> Program:
+    """A program that sets something up, in a range `setup`, and then does so many steps."""
+
+    def run() -> None:
+        with record_function("setup"):
+            session = stepper.set_up()
+        stepping.step()
+        for _ in range(steps):
+            session.step()
+            stepping.step()
+
+    return Program(stepper.title, stepper.facts, run)
 
 
 class _Calls:
@@ -178,4 +197,5 @@ def _workload(name: str, arguments: Sequence[str], settings: Mapping[str, str]) 
         raise CaptureError(f"a workload takes no arguments, but --set axis=value; {arguments[0]!r} is not understood")
     workload: Workload = workloads[name]
     axes = settle(workload, settings)
-    return Stepper(name, {"kind": "workload", "workload": name, "axes": axes}, lambda: workload.start(axes))
+    facts = {"kind": "workload", "workload": name, "axes": axes}
+    return Stepper(name, facts, lambda: workload.start(axes), eager_twin(workload, axes))

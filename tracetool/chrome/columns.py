@@ -39,6 +39,9 @@ _NOT_READ = -1
 _NO_CATEGORY = -2
 _MEMORY_EVENT = "[memory]"
 
+_HOST = 0
+"""The device type of host memory, in `[memory]` events."""
+
 _LARGEST = 2**62
 """Times and numbers beyond this are no measurements; staying below it keeps sums of two inside int64."""
 
@@ -95,7 +98,7 @@ _COLUMNS: dict[str, type[np.generic]] = {
 }
 _ROWS = 1 << 14
 _GROWTH = 8
-_SPARSE = ("bytes", "collective_bytes", "line", "cache_hit")
+_SPARSE = ("bytes", "held_bytes", "on_device", "collective_bytes", "line", "cache_hit")
 
 
 class _Column:
@@ -249,6 +252,7 @@ class ColumnBuilder:
             for row, allocated in zip(sized.tolist(), memory.tolist(), strict=True)
         ]
         self._keep_sparse("bytes", sized, self._sizes(self._numbers(amounts), memory))
+        self._take_memory(args, sized[memory])
         collectives = [
             row for row in np.flatnonzero(kind == Category.KERNEL).tolist() if args[row].collective is not None
         ]
@@ -261,6 +265,12 @@ class ColumnBuilder:
         self._keep_sparse(
             "line", np.array(lines, np.int64), np.array([self._names[str(args[row].line)] for row in lines], np.int64)
         )
+
+    def _take_memory(self, args: list[Args], rows: IntArray) -> None:
+        held = self._numbers([args[row].held_bytes for row in rows.tolist()])
+        self._keep_sparse("held_bytes", rows, self._sizes(held, np.zeros(len(rows), dtype=np.bool_)))
+        kinds = self._numbers([args[row].device_type for row in rows.tolist()])
+        self._keep_sparse("on_device", rows, np.where(kinds > _HOST, 1, NO_ID))
 
     def _keep_sparse(self, name: str, rows: IntArray, values: IntArray) -> None:
         here = values != NO_ID

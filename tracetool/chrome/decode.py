@@ -23,6 +23,8 @@ class Args(msgspec.Struct, gc=False, frozen=True):
     old_external_id: Any = msgspec.field(default=NO_ID, name="external id")
     bytes: Any = NO_ID
     allocated_bytes: Any = msgspec.field(default=NO_ID, name="Bytes")
+    held_bytes: Any = msgspec.field(default=NO_ID, name="Total Allocated")
+    device_type: Any = msgspec.field(default=NO_ID, name="Device Type")
     collective: Any = msgspec.field(default=None, name="Collective name")
     elements_in: Any = msgspec.field(default=NO_ID, name="In msg nelems")
     elements_out: Any = msgspec.field(default=NO_ID, name="Out msg nelems")

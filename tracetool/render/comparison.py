@@ -8,6 +8,7 @@ import msgspec
 
 from tracetool.metrics import Unit
 from tracetool.render import json, words
+from tracetool.stats import FEWEST_PROCESSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +47,7 @@ def to_json(found: Comparison, view: View) -> str:
         "same_results": found.results,
         "different_results": found.different,
         "failures": found.failures,
+        "graphs_not_given_back": found.ungiven,
         "traces": {label: str(path) for label, path in found.traces.items()},
         "diff": None if found.diff is None else msgspec.json.decode(json.diff(found.diff, view)),
     }
@@ -55,7 +57,7 @@ def to_json(found: Comparison, view: View) -> str:
 def _lines(found: Comparison) -> Iterator[str]:
     if found.speeds:
         first = found.speeds[0]
-        each = f"{first.processes} process{'es' if first.processes > 1 else ''}, {first.samples} samples each"
+        each = f"{first.processes} process{'es' if first.processes > 1 else ''}, {first.samples} samples in all"
         yield f"a step, unprofiled ({each}; the variants took turns)"
         width = max(len(speed.label) for speed in found.speeds)
         for speed in found.speeds:
@@ -64,8 +66,12 @@ def _lines(found: Comparison) -> Iterator[str]:
         yield (
             "results: the same" if found.results else f"results: not those of the baseline in {_names(found.different)}"
         )
+    if found.diff is not None and not any(side.summary.holds("kernels") for side in found.diff.sides):
+        yield "no GPU was at work: ops and times are compared; launches, copies and syncs are not in these traces"
     for label, failure in found.failures.items():
         yield f"failed: {words.clean(label)}: {words.clean(failure)}"
+    for label, why in found.ungiven.items():
+        yield f"{words.clean(label)}: work of CUDA graphs that stays with their launches: {words.clean(why)}"
     if found.traces:
         yield f"traces: {', '.join(words.clean(str(path)) for path in found.traces.values())}"
 
@@ -75,7 +81,7 @@ def _speed(speed: Speed, baseline: Speed) -> str:
     if speed is baseline:
         return time
     if speed.ratio is None:
-        return f"{time}  too few processes to say how they compare"
+        return f"{time}  too few processes to say how it compares: --rounds {FEWEST_PROCESSES} or more"
     return f"{time}  {_ratio(speed.ratio)}"
 
 

@@ -77,7 +77,8 @@ def one_sentence(err):
 
 def environment(**more):
     """For a process of its own, which finds tracetool wherever it runs."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+    before = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *([before] if before else [])]), **more}
 
 
 def process(*arguments, **settings):

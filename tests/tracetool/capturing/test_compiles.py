@@ -32,7 +32,11 @@ class Compiling:
             ir_initialization=0, lowering_stages=[("ttir", 0), ("ptx", self.us)], store_results=0, total=self.us
         )
         knobs.compilation.listener(
-            src=SimpleNamespace(name=self._name, signature={"x_ptr": "*fp32", "n": "i32"}),
+            src=SimpleNamespace(
+                name=self._name,
+                signature={"x_ptr": "*fp32", "n": "i32"},
+                attrs={(0,): [["tt.divisibility", 16]], (1,): [["tt.other", 16]]},
+            ),
             metadata={"hash": "abc", "name": self._name, "num_warps": 4},
             metadata_group={},
             times=times,
@@ -69,6 +73,7 @@ def test_what_is_told_of_a_compilation():
     arguments = event["args"]
     assert {"backend": "triton", "cache_hit": False, "key": "abc", "num_warps": 4}.items() <= arguments.items()
     assert arguments["signature"] == "x_ptr: *fp32, n: i32"
+    assert arguments["multiples_of_16"] == "x_ptr"
     assert list(arguments["stages_us"]) == ["make IR", "ttir", "ptx", "store"]
     assert arguments["stages_us"]["ptx"] * 1000 == round(event["dur"] * 1000)
 

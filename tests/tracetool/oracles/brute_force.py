@@ -81,6 +81,7 @@ class BruteForce:
 
     Attributes:
         own: every exact metric of each path's self; rows and metrics without counts are absent.
+        peak: the most that was held after an allocation of each path's self.
         via_autograd: the part of it that rule 3 gave.
         by_thread: the same by path, then thread as (pid, tid); without what came before the window.
         steps: (number of the step, exact metrics), in the order of the file.
@@ -103,6 +104,7 @@ class BruteForce:
             raise CircleError
         self.parents, self.adopted = self._parents()
         self.own: defaultdict[RangePath, Counter] = defaultdict(Counter)
+        self.peak: dict[RangePath, int] = {}
         self.via_autograd: defaultdict[RangePath, Counter] = defaultdict(Counter)
         self.by_thread: defaultdict[RangePath, defaultdict] = defaultdict(lambda: defaultdict(Counter))
         self._by_step = {step.index: Counter() for step in self.ranges if step.name.startswith("ProfilerStep#")}
@@ -237,9 +239,12 @@ class BruteForce:
         for op in self.ops:
             outermost = not op.name.startswith(WRAPPER) and not self._has_op_around(op)
             self._add(op.thread, op.start, {f'op_calls["{op.name}"]': 1, "ops": int(outermost)})
+        on_device = any(event.args.get("Device Type", 0) for event in self.memory)
         for event in self.memory:
             if event.args["Bytes"] > 0:
-                self._add(event.thread, event.start, {"allocs": 1, "alloc_bytes": event.args["Bytes"]})
+                path = self._add(event.thread, event.start, {"allocs": 1, "alloc_bytes": event.args["Bytes"]})
+                if (event.args.get("Device Type", 0) != 0) == on_device and "Total Allocated" in event.args:
+                    self.peak[path] = max(self.peak.get(path, 0), event.args["Total Allocated"])
         for compiled in self.compiles:
             metric = "compile_cache_hits" if compiled.args.get("cache_hit") else "compiles"
             self._add(compiled.thread, compiled.start, {metric: 1})

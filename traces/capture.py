@@ -1,0 +1,100 @@
+"""Captures the engine's traces of this folder anew: `python traces/capture.py FOLDER`, on a machine with a GPU.
+
+Each is what `tracetool capture` makes of a workload of the engine; the settings are below, and in each trace.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tracetool.cli import main as tracetool
+
+DECODE = ("decode", "--wait", "0", "--warmup", "2", "--active", "2")
+# A block of 16 ends in each step of a batch of 8.
+CROSSING = {"lengths": "crossing"}
+BEFORE = {"block_tables": "per_layer_pageable", "dense_mask": "on"}
+
+# Seed 001: how block tables get to the GPU, and the dense mask. Batches of 8; `b16` fills the seed's buffer.
+TABLES = {
+    "tables_before": BEFORE,
+    "tables_before_without_mask": {"block_tables": "per_layer_pageable"},
+    "tables_after_as_written": {"block_tables": "staged_layer_major"},
+    "tables_after_as_written_b16": {"block_tables": "staged_layer_major", "batch_size": "16"},
+    "tables_after_as_meant": {"block_tables": "staged_pinned"},
+    "tables_after_as_meant_b16": {"block_tables": "staged_pinned", "batch_size": "16"},
+    "tables_shared": {"block_tables": "shared_pinned"},
+    "tables_resident": {"block_tables": "resident"},
+    "tables_resident_b16": {"block_tables": "resident", "batch_size": "16"},
+    "tables_before_crossing": {"block_tables": "per_layer_pageable", **CROSSING},
+    "tables_shared_crossing": {"block_tables": "shared_pinned", **CROSSING},
+    "tables_resident_crossing": {"block_tables": "resident", **CROSSING},
+    "tables_resident_crossing_b16": {"block_tables": "resident", "batch_size": "16", **CROSSING},
+}
+# Seeds 002 and 003: how keys and values get into the cache.
+APPENDS = {
+    **{
+        f"append_{form}": {"kv_append": form}
+        for form in ("torch_indexed", "triton", "triton_identity_pos", "triton_full_batch", "slot_mapping", "fused")
+    },
+    "append_triton_full_batch_ragged": {"kv_append": "triton_full_batch", "lengths": "ragged"},
+    "append_triton_identity_pos_ragged": {"kv_append": "triton_identity_pos", "lengths": "ragged"},
+}
+# Seed 000: the launch of attention.
+LAUNCHES = {"launch_fixed": {}, "launch_autotune": {"attention_launch": "autotune"}}
+SMALL = {"model": "tiny-gpt2"}
+# A step with ranges, eager and as a CUDA graph.
+TOY = Path(__file__).with_name("toy_graph.py")
+# What else a step may do.
+STEPS = {
+    "inputs_per_tensor": {"inputs": "per_tensor"},
+    "inputs_packed_pinned": {"inputs": "packed_pinned"},
+    "sampler_item_loop": {"sampler": "item_loop"},
+}
+# Seed 004: with empty caches, 200 numbers of tokens of which none comes twice.
+COLD = {f"fp8_{specialize}": {"specialize": specialize} for specialize in ("default", "num_tokens", "complete")}
+
+
+def main(folder: Path) -> int:
+    """Capture them all; how many failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    # Processes first: an engine in this one takes the GPU's memory, and keeps it. Of set-ups, in which an autotuner
+    # makes thousands of launches, only what the CPU does.
+    for name, settings in LAUNCHES.items():
+        set_up = ["decode", "--setup", "--cold", "--cpu", "--active", "1", *_set(SMALL | settings)]
+        failed += _said(name, _process([*set_up, *_to(folder, f"{name}_set_up")]))
+    for name, settings in COLD.items():
+        each = ["prefill_shapes", "--cold", "--warmup", "0", "--active", "200", *_set(settings)]
+        failed += _said(name, _process([*each, *_to(folder, name)]))
+    for form in ("eager", "graph"):
+        # The profiler's first step in a process is slow, so that the second is the first of the window.
+        window = ["--warmup", "2", "--active", "3"]
+        failed += _said(form, _process([str(TOY), *window, *_to(folder, f"toy_{form}"), "--", form]))
+    for name, settings in (TABLES | APPENDS | LAUNCHES | STEPS).items():
+        failed += _said(name, tracetool(["capture", *DECODE, *_set(settings), *_to(folder, name)]))
+    return failed
+
+
+def _set(settings: dict[str, str]) -> list[str]:
+    return [word for axis, value in settings.items() for word in ("--set", f"{axis}={value}")]
+
+
+def _to(folder: Path, name: str) -> list[str]:
+    return ["-o", str(folder / f"{name}.json.gz"), "--force"]
+
+
+def _process(arguments: list[str]) -> int:
+    """Capture in a process of its own, whose memory of compiled kernels is empty too."""
+    return subprocess.run([sys.executable, "-m", "tracetool", "capture", *arguments], check=False).returncode
+
+
+def _said(name: str, code: int) -> bool:
+    if code:
+        sys.stderr.write(f"{name}: exit code {code}\n")
+    return code != 0
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(Path(sys.argv[1])), 1))
