@@ -43,7 +43,6 @@ APPENDS = {
 }
 # Seed 000: the launch of attention.
 LAUNCHES = {"launch_fixed": {}, "launch_autotune": {"attention_launch": "autotune"}}
-SMALL = {"model": "tiny-gpt2"}
 # A step with ranges, eager and as a CUDA graph.
 TOY = Path(__file__).with_name("toy_graph.py")
 # What else a step may do.
@@ -60,11 +59,7 @@ def main(folder: Path) -> int:
     """Capture them all; how many failed."""
     folder.mkdir(parents=True, exist_ok=True)
     failed = 0
-    # Processes first: an engine in this one takes the GPU's memory, and keeps it. Of set-ups, in which an autotuner
-    # makes thousands of launches, only what the CPU does.
-    for name, settings in LAUNCHES.items():
-        set_up = ["decode", "--setup", "--cold", "--cpu", "--active", "1", *_set(SMALL | settings)]
-        failed += _said(name, _process([*set_up, *_to(folder, f"{name}_set_up")]))
+    # Processes first: an engine in this one takes the GPU's memory, and keeps it.
     for name, settings in COLD.items():
         each = ["prefill_shapes", "--cold", "--warmup", "0", "--active", "200", *_set(settings)]
         failed += _said(name, _process([*each, *_to(folder, name)]))

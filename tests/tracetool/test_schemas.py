@@ -178,5 +178,5 @@ def test_the_diff_schema_refuses_what_is_wrong(change):
 
 
 def test_no_other_schema_names_are_written():
-    text = (ROOT / "tracetool" / "render" / "json.py").read_text()
+    text = "".join((ROOT / "tracetool" / "render" / name).read_text() for name in ("json.py", "comparison.py"))
     assert set(re.findall(r'"schema": "tracetool\.(\w+)/1"', text)) == set(KINDS)
