@@ -59,8 +59,7 @@ class Decoder:
                 if spec.gated:
                     x = ops.silu_and_mul(_linear(x, layer.up))
                 else:
-                    # The bias is the activation kernel's.
-                    x = ops.gelu(F.linear(x, layer.up.weight), layer.up.bias, spec.activation)
+                    x = ops.linear_gelu(x, layer.up.weight, layer.up.bias, spec.activation)
                 x = _linear(x, layer.down)
         assert x is not None
         return ops.add_norm(x, residual, weights.final_norm, spec.norm_eps, spec.norm)
@@ -73,7 +72,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[rows, vocab_size]` of hidden states `[rows, hidden_size]`."""
-        return F.linear(hidden, self.weights.head)
+        return F.linear(hidden, self.weights.head)[:, : self.spec.vocab_size]
 
 
 def _linear(x: Tensor, linear: Linear) -> Tensor:

@@ -21,7 +21,8 @@ from engine.llm import LLM
 from engine.models.spec import ModelSpec
 from engine.ops.interface import Rotary
 from engine.ops.torch_ops import TorchOps
-from engine.runner import Machine, Runner
+from engine.machine import Machine
+from engine.runner import Runner
 from engine.sequence import FinishReason
 from engine.tokenizer import ByteTokenizer
 from engine.variants.choice import choose
