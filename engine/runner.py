@@ -63,7 +63,6 @@ class Runner:
         self._staging = Staging(machine.device, machine.stream)
         self._allocate(num_blocks)
 
-    @torch.inference_mode()
     def _allocate(self, num_blocks: int) -> None:
         """The cache, and everything that knows where it is."""
         spec, machine, config, variants = self.spec, self._machine, self._config, self.variants
@@ -95,7 +94,6 @@ class Runner:
         if recorded is not None and machine.capture is not None:
             recorded.capture(machine.capture, most=most)
 
-    @torch.inference_mode()
     def reset(self) -> None:
         """Forget what was kept from step to step; after a step that did not end, it may be wrong."""
         ops, device, config, variants = self._machine.ops, self._machine.device, self._config, self.variants

@@ -56,6 +56,7 @@ class Engine:
             seq.tokens.append(next(self._tokens))
             if seq.num_output == seq.params.max_tokens:
                 self.scheduler.remove(seq)
+                self.blocks.release(seq)
                 del self.seqs[seq.request_id]
         self.blocks.check_integrity(self.seqs.values())
         prefill = [f"{chunk.seq.request_id}:{chunk.start}-{chunk.end} " for chunk in plan.prefill]
