@@ -181,7 +181,7 @@ class EngineCore:
         """
         seq = self._get(request_id)
         self._finish(seq, FinishReason.ABORT, time.perf_counter())
-        if not self.has_work:
+        if not self.scheduler.running:
             self.settle()
         return seq
 
@@ -219,7 +219,8 @@ class EngineCore:
     def _step(self) -> list[Sequence]:
         advanced, self._early = self._early, []
         # Whoever gives up its blocks must know all its tokens. A step asks for three blocks a sequence at most.
-        if self._under_way is not None and self.blocks.num_free < 3 * len(self.scheduler.running):
+        running = len(self.scheduler.running)
+        if self._under_way is not None and (not running or self.blocks.num_free < 3 * running):
             advanced += self._collect()
         with annotate(ranges.SCHEDULE):
             plan = self.scheduler.schedule()
@@ -269,7 +270,7 @@ class EngineCore:
         for phase, work in phases if self.config.decode_first else reversed(phases):
             if work:
                 phase()
-        if self._under_way is not None and not (plan.decode and self.has_work):
+        if self._under_way is not None and not (plan.decode and self.scheduler.running):
             # Nothing has been launched after it, or nobody is left whom it serves.
             advanced += self._collect()
         return advanced
