@@ -248,8 +248,9 @@ class Traffic:
         return num_prompt < room and most <= self.core.blocks.num_blocks * self.core.config.block_size
 
     def _fork(self, action):
+        told = len(self.core._early)
         self.core.settle()
-        self._after_step(self.core._early)
+        self._after_step(self.core._early[told:])
         able = [r.seq for r in self.live if r.seq.prefilled and r.seq.num_output < action.params.max_tokens]
         if not able:
             return
