@@ -10,7 +10,7 @@ from engine.errors import RequestError
 from engine.ranges import annotate
 from engine.runner import Runner
 from engine.sampling_params import SamplingParams
-from engine.scheduler import Limits, Scheduler
+from engine.scheduler import Chunk, Limits, Scheduler
 from engine.sequence import FinishReason, Sequence
 from engine.timing import Timing
 from engine.variants.sampler import Tokens
@@ -232,60 +232,63 @@ class EngineCore:
         stats.steps += 1
         stats.preemptions = self.scheduler.num_preemptions
 
-        def prefill() -> None:
-            start = time.perf_counter()
-            with annotate(ranges.PREFILL):
-                tokens = self.runner.prefill(plan.prefill)
-                with annotate(ranges.POSTPROCESS):
-                    now = time.perf_counter()
-                    for chunk in plan.prefill:
-                        chunk.seq.timing.admitted = chunk.seq.timing.admitted or start
-                        chunk.seq.num_computed = chunk.end
-                        self.blocks.publish(chunk.seq)
-                    done = [chunk.seq for chunk in plan.prefill if chunk.last]
-                    for seq, token in zip(done, tokens, strict=True):
-                        self._accept(seq, token, now)
-                    advanced.extend(done)
-            stats.prefills += 1
-            stats.prefill_seconds += time.perf_counter() - start
-            stats.prefill_tokens += sum(chunk.end - chunk.start for chunk in plan.prefill)
-
-        def decode() -> None:
-            start = time.perf_counter()
-            with annotate(ranges.DECODE_STEP):
-                before = self._under_way
-                tokens = self.runner.decode(plan.decode)
-                for seq in plan.decode:
-                    seq.num_pending += 1
-                self._under_way = _UnderWay(plan.decode, tokens)
-                if before is not None:
-                    advanced.extend(self._follow_up(before))
-                if not self._overlap:
-                    advanced.extend(self._collect())
-            stats.decodes += 1
-            stats.decode_seconds += time.perf_counter() - start
-            stats.decode_tokens += len(plan.decode)
-
-        phases = ((decode, plan.decode), (prefill, plan.prefill))
-        for phase, work in phases if self.config.decode_first else reversed(phases):
-            if work:
-                phase()
+        if plan.decode and self.config.decode_first:
+            advanced += self._decode(plan.decode)
+        if plan.prefill:
+            advanced += self._prefill(plan.prefill)
+        if plan.decode and not self.config.decode_first:
+            advanced += self._decode(plan.decode)
         if self._under_way is not None and not (plan.decode and self.scheduler.running):
             # Nothing has been launched after it, or nobody is left whom it serves.
             advanced += self._collect()
         return advanced
 
+    def _prefill(self, chunks: list[Chunk]) -> list[Sequence]:
+        """Compute chunks; who got a token."""
+        start = time.perf_counter()
+        with annotate(ranges.PREFILL):
+            tokens = self.runner.prefill(chunks)
+            with annotate(ranges.POSTPROCESS):
+                now = time.perf_counter()
+                for chunk in chunks:
+                    chunk.seq.timing.admitted = chunk.seq.timing.admitted or start
+                    chunk.seq.num_computed = chunk.end
+                    self.blocks.publish(chunk.seq)
+                done = [chunk.seq for chunk in chunks if chunk.last]
+                for seq, token in zip(done, tokens, strict=True):
+                    self._accept(seq, token, now)
+        stats = self.stats
+        stats.prefills += 1
+        stats.prefill_seconds += time.perf_counter() - start
+        stats.prefill_tokens += sum(chunk.end - chunk.start for chunk in chunks)
+        return done
+
+    def _decode(self, seqs: list[Sequence]) -> list[Sequence]:
+        """Launch a step, and follow up the one before, or with no overlap this one; who got a token."""
+        start = time.perf_counter()
+        with annotate(ranges.DECODE_STEP):
+            before = self._under_way
+            tokens = self.runner.decode(seqs)
+            for seq in seqs:
+                seq.num_pending += 1
+            self._under_way = _UnderWay(seqs, tokens)
+            advanced = [] if before is None else self._follow_up(before)
+            if not self._overlap:
+                advanced += self._follow_up(self._under_way)
+                self._under_way = None
+        stats = self.stats
+        stats.decodes += 1
+        stats.decode_seconds += time.perf_counter() - start
+        stats.decode_tokens += len(seqs)
+        return advanced
+
     def _collect(self) -> list[Sequence]:
         """Follow up the step under way; who got a token."""
-        under_way = self._under_way
+        under_way, self._under_way = self._under_way, None
         assert under_way is not None
         start = time.perf_counter()
         advanced = self._follow_up(under_way)
-        self._under_way = None
-        self._free(self._leaving)
-        self._leaving = []
-        if self._overlap:
-            self.stats.decode_seconds += time.perf_counter() - start
+        self.stats.decode_seconds += time.perf_counter() - start
         return advanced
 
     def _follow_up(self, step: _UnderWay) -> list[Sequence]:

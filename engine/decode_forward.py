@@ -60,3 +60,28 @@ class DecodeForward:
             return self._append.layer(LayerStep(query, key, value, caches, rotary, attend_to_cache))
 
         return model.logits(model.forward(inputs.token_ids, inputs.positions, attend))
+
+
+class KeptLogits:
+    """Logits in memory of their own, which a recording can write and whatever comes after it can read.
+
+    Recordings share the memory in which they compute, so that kept there each would need its own.
+
+    Args:
+        most: Rows at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: Tensor | None = None
+
+    def keep(self, logits: Tensor) -> None:
+        """Copy logits `[batch, vocab_size]`. The first call, before any recording, makes the memory."""
+        if self._kept is None:
+            self._kept = logits.new_empty((self._most, logits.shape[1]))
+        self._kept[: len(logits)].copy_(logits)
+
+    def rows(self, count: int) -> Tensor:
+        """The first rows of what was kept last."""
+        assert self._kept is not None
+        return self._kept[:count]

@@ -6,12 +6,11 @@ device itself, so the host may learn of it a step late.
 """
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from engine import ranges
 from engine.config import EngineConfig
-from engine.decode_forward import DecodeForward
+from engine.decode_forward import DecodeForward, KeptLogits
 from engine.device_state import DeviceState, Patch
 from engine.graphs import Capture, Steps
 from engine.machine import Machine
@@ -134,7 +133,7 @@ class DeviceLoop:
         self._returns = Returns(most, device, stream)
         self._steps = Steps(self._step, variants.cuda_graph, most)
         self._most = most
-        self._logits: dict[int, Tensor] = {}
+        self._logits = KeptLogits(most)
         self.reset()
 
     def reset(self) -> None:
@@ -160,7 +159,7 @@ class DeviceLoop:
             stream.launch(lambda: self._steps(size))
         with annotate(ranges.SAMPLE):
             if not self._samples_inside:
-                stream.launch(lambda: self._sample(size))
+                stream.launch(lambda: self._sample(self._logits.rows(size), size))
             arrival = self._returns.fetch(state.rows(size).token_ids)
         return ArrivingTokens(arrival, self._rows.index)
 
@@ -168,9 +167,11 @@ class DeviceLoop:
         """What is recorded. It reads nothing that changes from step to step but the state."""
         rows = self._state.rows(size)
         inputs = DecodeInputs(rows.token_ids, rows.positions, rows.seq_lens)
-        self._logits[size] = self._forward(inputs, rows.block_table[None], self._max_seq_len)
+        logits = self._forward(inputs, rows.block_table[None], self._max_seq_len)
         if self._samples_inside:
-            self._sample(size)
+            self._sample(logits, size)
+        else:
+            self._logits.keep(logits)
 
-    def _sample(self, size: int) -> None:
-        self._machine.ops.sample_and_advance(self._logits[size], self._state.rows(size), self._state.dummy_block)
+    def _sample(self, logits: Tensor, size: int) -> None:
+        self._machine.ops.sample_and_advance(logits, self._state.rows(size), self._state.dummy_block)

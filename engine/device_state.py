@@ -44,7 +44,7 @@ class DeviceState:
         self._ops = ops
         self._stream = stream
         self._staging = Staging(device, stream)
-        sizes = {name: 1 for name in Rows._fields} | {"seeds": 2, "stop_ids": NUM_STOPS, "block_table": width}
+        sizes = dict.fromkeys(Rows._fields, 1) | {"seeds": 2, "stop_ids": NUM_STOPS, "block_table": width}
         self._sizes = sizes
         self._first: dict[str, int] = {}
         end = 0
@@ -53,6 +53,7 @@ class DeviceState:
             end += -(-num_rows * size // _ALIGNED) * _ALIGNED
         self._flat = torch.empty(end, dtype=torch.int32, device=device)
         self._num_rows = num_rows
+        self._views: dict[int, Rows] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -66,6 +67,11 @@ class DeviceState:
 
     def rows(self, count: int) -> Rows:
         """The first rows."""
+        if count not in self._views:
+            self._views[count] = self._view(count)
+        return self._views[count]
+
+    def _view(self, count: int) -> Rows:
         fields: dict[str, Tensor] = {}
         for name, size in self._sizes.items():
             first = self._first[name]

@@ -4,14 +4,12 @@ The graph reads memory of its own, so each step copies there, on the device, wha
 `inputs` have made; sampling is outside.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from engine import ranges
 from engine.config import EngineConfig
-from engine.decode_forward import DecodeForward
+from engine.decode_forward import DecodeForward, KeptLogits
 from engine.graphs import Capture, Steps
 from engine.machine import Machine
 from engine.ranges import annotate
@@ -35,7 +33,7 @@ class GraphedForward:
         most, device = config.max_num_seqs, machine.device
         layers = machine.model.spec.num_layers if BLOCK_TABLES[variants.block_tables].per_layer else 1
         self._forward = forward
-        self._launch: Callable[[Callable[[], object]], None] = machine.stream.launch
+        self._stream = machine.stream
         self._max_seq_len = max_model_len
         self._inputs = torch.empty((3, most), dtype=torch.int32, device=device)
         self._tables = torch.empty(
@@ -45,7 +43,7 @@ class GraphedForward:
         self._padding = torch.tensor([[0], [0], [1]], dtype=torch.int32, device=device)
         first = torch.arange(layers, dtype=torch.int32, device=device) * (dummy_block + 1)
         self._dummy_blocks = (first + dummy_block)[:, None]
-        self._logits: dict[int, Tensor] = {}
+        self._logits = KeptLogits(most)
         self._steps = Steps(self._step, variants.cuda_graph, most)
         self.reset()
 
@@ -73,9 +71,9 @@ class GraphedForward:
             if batch < size:
                 self._pad(batch, size)
         with annotate(ranges.MODEL_FORWARD):
-            self._launch(lambda: self._steps(size))
-        return self._logits[size][:batch]
+            self._stream.launch(lambda: self._steps(size))
+        return self._logits.rows(batch)
 
     def _step(self, size: int) -> None:
         inputs = DecodeInputs(*self._inputs[:, :size])
-        self._logits[size] = self._forward(inputs, self._tables[:, :size], self._max_seq_len)
+        self._logits.keep(self._forward(inputs, self._tables[:, :size], self._max_seq_len))

@@ -20,7 +20,7 @@ class Capture(Protocol):
 
 
 class CudaCapture:
-    """Records CUDA graphs that share one pool of memory: their results are right until the next replay of any.
+    """Records CUDA graphs that share one pool of memory: what one leaves there is right until the next replay of any.
 
     Args:
         device: Where work runs.
@@ -28,7 +28,7 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         # Without this a profiler that starts later does not see what graphs launch.
-        torch.profiler._utils._init_for_cuda_graphs()  # type: ignore[attr-defined]  # noqa: SLF001
+        torch.profiler._utils._init_for_cuda_graphs()  # noqa: SLF001
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
 
@@ -66,6 +66,9 @@ def graph_sizes(kind: str, most: int) -> list[int]:
 class Steps:
     """A step on the device for each batch size: launched piece by piece, or replayed.
 
+    Attributes:
+        captures: Whether steps are recorded.
+
     Args:
         step: Runs a step of so many rows.
         kind: `off`, `exact` or `buckets`.
@@ -74,8 +77,8 @@ class Steps:
 
     def __init__(self, step: Callable[[int], None], kind: str, most: int) -> None:
         self._step = step
-        self._captures = kind != "off"
-        self.sizes = sorted(graph_sizes(kind if self._captures else "exact", most))
+        self.captures = kind != "off"
+        self.sizes = sorted(graph_sizes(kind if self.captures else "exact", most))
         self._size_of = [0, *_round_up(self.sizes)]
         self._replays: dict[int, Work] = {}
 
@@ -90,7 +93,7 @@ class Steps:
             capture: What records.
             most: Record so many only.
         """
-        if not self._captures:
+        if not self.captures:
             return
         self.forget()
         for rows in sorted(self.sizes, reverse=True)[:most]:

@@ -1,5 +1,6 @@
 """From a model's name and options to a running core: everything that reads files or measures the machine."""
 
+import functools
 import importlib.metadata
 import importlib.util
 import logging
@@ -13,7 +14,9 @@ import torch
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import ConfigError, ModelError
+from engine.graphs import CudaCapture
 from engine.kv_cache import KVCache
+from engine.machine import Machine
 from engine.models.checkpoint import Checkpoint, find_checkpoint, read_config, read_eos
 from engine.models.decoder import Decoder
 from engine.models.families import read_spec, rotary_table
@@ -23,8 +26,6 @@ from engine.models.spec import ModelSpec
 from engine.models.weights import build_weights
 from engine.ops.interface import Ops
 from engine.ops.torch_ops import TorchOps
-from engine.graphs import CudaCapture
-from engine.machine import Machine
 from engine.runner import Runner
 from engine.stream import stream_of
 from engine.variants.attention import AttentionBackend, ReferenceAttention, TritonAttention
@@ -136,7 +137,7 @@ def load_core(found: Found, config: EngineConfig, progress: Callable[[str], None
     ops = make_ops(variants)
     cos_sin = rotary_table(found.config, max_model_len, device) if spec.rope else None
     attention = make_attention(variants, spec, config, max_model_len, device)
-    capture = CudaCapture(device) if variants.cuda_graph != "off" else None
+    capture = functools.partial(CudaCapture, device) if variants.cuda_graph != "off" else None
     model = Decoder(spec, weights, cos_sin, ops)
     machine = Machine(model, ops, attention, device, dtype, stream_of(device), capture)
     if device.type == "cuda":

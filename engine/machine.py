@@ -1,5 +1,6 @@
 """What the engine runs with: a model, operations, a device."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -38,7 +39,7 @@ class Machine(NamedTuple):
         device: Where all of it is.
         dtype: What the cache holds.
         stream: In what order the device works.
-        capture: What records steps, for `cuda_graph`.
+        capture: Makes what records steps, for `cuda_graph`; a new one each time that all are recorded.
     """
 
     model: Model
@@ -47,4 +48,4 @@ class Machine(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     stream: Stream = Immediate()
-    capture: Capture | None = None
+    capture: Callable[[], Capture] | None = None

@@ -92,7 +92,7 @@ class Runner:
         machine = self._machine
         recorded = self._loop or self._graphed
         if recorded is not None and machine.capture is not None:
-            recorded.capture(machine.capture, most=most)
+            recorded.capture(machine.capture(), most=most)
 
     def reset(self) -> None:
         """Forget what was kept from step to step; after a step that did not end, it may be wrong."""

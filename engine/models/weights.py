@@ -11,7 +11,6 @@ from torch import Tensor
 from engine.models.spec import ModelSpec
 from engine.ops.interface import Norm
 
-
 ROW_MULTIPLE = 64
 
 
@@ -51,7 +50,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Weights:
-    """All of a decoder; `embedding` and `head` have rows past the vocabulary, and `position_embedding` is `[max_positions, hidden]`, where the model learned one."""
+    """All of a decoder.
+
+    Attributes:
+        embedding: `[rows, hidden]`, at least as many rows as the vocabulary has tokens; likewise `head`.
+        position_embedding: `[max_positions, hidden]`, where the model learned one.
+    """
 
     embedding: Tensor
     position_embedding: Tensor | None

@@ -199,7 +199,7 @@ def make_core(*, eos=(), rope=False, stream=None, **options):
     model, device = FakeModel(eos=eos, rope=rope), torch.device("cpu")
     variants = choose(config, model.spec, device, torch.float64, simulated=True)
     machine = Machine(
-        model, FakeOps(), FakeAttention(), device, torch.float64, stream or Immediate(), again_as_it_was
+        model, FakeOps(), FakeAttention(), device, torch.float64, stream or Immediate(), lambda: again_as_it_was
     )
     runner = Runner(machine, config, variants, config.max_model_len, config.num_blocks)
     for cache in (runner.cache.keys, runner.cache.values):
