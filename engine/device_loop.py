@@ -163,6 +163,13 @@ class DeviceLoop:
             arrival = self._returns.fetch(state.rows(size).token_ids)
         return ArrivingTokens(arrival, self._rows.index)
 
+    def repeat(self) -> None:
+        """The last step's launches, once more, with nothing from the host before or after."""
+        size = self._rows.size
+        self._steps(size)
+        if not self._samples_inside:
+            self._sample(self._logits.rows(size), size)
+
     def _step(self, size: int) -> None:
         """What is recorded. It reads nothing that changes from step to step but the state."""
         rows = self._state.rows(size)

@@ -15,7 +15,7 @@ from engine.decode_forward import DecodeForward
 from engine.device_loop import DeviceLoop
 from engine.graphed_forward import GraphedForward
 from engine.kv_cache import KVCache
-from engine.machine import Machine
+from engine.machine import Machine, Model
 from engine.ranges import annotate
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Chunk
@@ -226,6 +226,20 @@ class Runner:
             if on_device is not None:
                 self._inputs.sampled(seqs, on_device)
         return tokens
+
+    @property
+    def model(self) -> Model:
+        """What it runs."""
+        return self._machine.model
+
+    @torch.inference_mode()
+    def repeat_step(self) -> None:
+        """Do the device's part of the last step once more, for a stopwatch; sequences are wrong from here on.
+
+        Only where steps stay on the device.
+        """
+        assert self._loop is not None
+        self._loop.repeat()
 
     def warm_up(self, max_prefill_tokens: int, max_prefill_seqs: int) -> None:
         """Run the largest steps there can be on made-up sequences, so that kernels are compiled and memory is known.

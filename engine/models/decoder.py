@@ -27,7 +27,7 @@ class Decoder:
     def __init__(self, spec: ModelSpec, weights: Weights, cos_sin: Tensor | None, ops: Ops) -> None:
         self.spec = spec
         self.weights = weights
-        self._ops = ops
+        self.ops = ops
         self.rotary = [
             None if cos_sin is None else Rotary(cos_sin, layer.q_norm, layer.k_norm, spec.norm_eps)
             for layer in weights.layers
@@ -44,7 +44,7 @@ class Decoder:
         Returns:
             `[tokens, hidden_size]`.
         """
-        spec, weights, ops = self.spec, self.weights, self._ops
+        spec, weights, ops = self.spec, self.weights, self.ops
         tokens = len(token_ids)
         residual = ops.embed(token_ids, weights.embedding, positions, weights.position_embedding)
         x: Tensor | None = None
@@ -67,8 +67,8 @@ class Decoder:
     def _add_norm(self, x: Tensor | None, residual: Tensor, layer: int) -> Tensor:
         norm = self.weights.layers[layer].attention_norm
         if x is None:
-            return self._ops.add_norm(residual, None, norm, self.spec.norm_eps, self.spec.norm)
-        return self._ops.add_norm(x, residual, norm, self.spec.norm_eps, self.spec.norm)
+            return self.ops.add_norm(residual, None, norm, self.spec.norm_eps, self.spec.norm)
+        return self.ops.add_norm(x, residual, norm, self.spec.norm_eps, self.spec.norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[rows, vocab_size]` of hidden states `[rows, hidden_size]`."""

@@ -142,6 +142,16 @@ class _Case:
 
 # (when it is broken, what to say): everything that cannot be combined. The first that is broken is reported.
 RULES: tuple[tuple[Callable[[_Case], bool], Callable[[_Case], str]], ...] = (
+    *(
+        (
+            lambda c, axis=axis, fits=fits: c.chosen.block_tables == "in_graph" and getattr(c.chosen, axis) not in fits,
+            lambda c, axis=axis, fits=fits: (
+                f"block_tables='in_graph' cannot have {axis}={getattr(c.chosen, axis)!r}, which needs the host in "
+                f"every step; {axis}={fits[0]!r} is what fits it"
+            ),
+        )
+        for axis, fits in _ON_DEVICE.items()
+    ),
     (
         lambda c: bool(c.kernels) and c.device.type != "cuda" and not interpreted(),
         lambda c: f"{c.kernels[0]} needs a GPU (or TRITON_INTERPRET=1, which is slow)",
@@ -189,16 +199,6 @@ RULES: tuple[tuple[Callable[[_Case], bool], Callable[[_Case], str]], ...] = (
     (
         lambda c: c.chosen.inputs == "on_device" and c.chosen.sampler == "item_loop",
         lambda _: "inputs='on_device' cannot have sampler='item_loop', which leaves no batch of tokens on the device",
-    ),
-    *(
-        (
-            lambda c, axis=axis, fits=fits: c.chosen.block_tables == "in_graph" and getattr(c.chosen, axis) not in fits,
-            lambda c, axis=axis, fits=fits: (
-                f"block_tables='in_graph' cannot have {axis}={getattr(c.chosen, axis)!r}, which needs the host in every "
-                f"step; {axis}={fits[0]!r} is what fits it"
-            ),
-        )
-        for axis, fits in _ON_DEVICE.items()
     ),
     (
         lambda c: c.chosen.overlap == "on" and c.chosen.block_tables != "in_graph",

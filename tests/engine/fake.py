@@ -202,8 +202,8 @@ def make_core(*, eos=(), rope=False, stream=None, **options):
         model, FakeOps(), FakeAttention(), device, torch.float64, stream or Immediate(), lambda: again_as_it_was
     )
     runner = Runner(machine, config, variants, config.max_model_len, config.num_blocks)
-    for cache in (runner.cache.keys, runner.cache.values):
-        cache.zero_()
+    runner.cache.keys.zero_()
+    runner.cache.values.zero_()
     runner.capture()
     core = EngineCore(runner, config)
     poison_free_blocks(core)
