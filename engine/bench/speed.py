@@ -1,4 +1,4 @@
-"""The table of speeds: six runs of `scheduler`, each beside Hugging Face in the same process, and what was to be reached."""
+"""The table of speeds: runs of `scheduler`, each beside Hugging Face in one process, and what was to be reached."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -111,8 +111,8 @@ COMBINATIONS = [
     (
         {"overlap": "on", "block_tables": "resident"},
         (
-            "overlap='on' needs block_tables='in_graph': with 'resident' the host must know a step's tokens before it can "
-            "launch the next"
+            "overlap='on' needs block_tables='in_graph': with 'resident' the host must know a step's tokens before "
+            "it can launch the next"
         ),
     ),
     (
