@@ -4,6 +4,7 @@ from torch import Tensor
 
 from engine.kv_cache import KVCache
 from engine.machine import Machine
+from engine.ranges import MODEL_FORWARD, annotate
 from engine.sequence import Sequence
 from engine.variants.inputs import DecodeInputs
 from engine.variants.kv_append import KVAppend, LayerStep
@@ -59,7 +60,8 @@ class DecodeForward:
             caches, rotary = self._cache.layers[layer], model.rotary[layer]
             return self._append.layer(LayerStep(query, key, value, caches, rotary, attend_to_cache))
 
-        return model.logits(model.forward(inputs.token_ids, inputs.positions, attend))
+        with annotate(MODEL_FORWARD):
+            return model.logits(model.forward(inputs.token_ids, inputs.positions, attend))
 
 
 class KeptLogits:

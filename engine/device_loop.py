@@ -155,8 +155,7 @@ class DeviceLoop:
             if target is not None:
                 state.send(target)
         size = self._rows.size
-        with annotate(ranges.MODEL_FORWARD):
-            stream.launch(lambda: self._steps(size))
+        stream.launch(lambda: self._steps(size))
         with annotate(ranges.SAMPLE):
             if not self._samples_inside:
                 stream.launch(lambda: self._sample(self._logits.rows(size), size))

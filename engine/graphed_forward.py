@@ -70,8 +70,7 @@ class GraphedForward:
             self._tables[:, :batch, : tables.shape[2]].copy_(tables)
             if batch < size:
                 self._pad(batch, size)
-        with annotate(ranges.MODEL_FORWARD):
-            self._stream.launch(lambda: self._steps(size))
+        self._stream.launch(lambda: self._steps(size))
         return self._logits.rows(batch)
 
     def _step(self, size: int) -> None:

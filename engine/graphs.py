@@ -5,6 +5,8 @@ from typing import Protocol
 
 import torch
 
+from engine.ranges import MODEL_FORWARD, annotate
+
 Work = Callable[[], None]
 
 
@@ -104,12 +106,13 @@ class Steps:
         self._replays = {}
 
     def __call__(self, rows: int) -> None:
-        """Do the step of so many rows."""
+        """Do the step of so many rows; a step that is not recorded has ranges of its own."""
         replay = self._replays.get(rows)
         if replay is None:
             self._step(rows)
         else:
-            replay()
+            with annotate(MODEL_FORWARD):
+                replay()
 
 
 def _with(step: Callable[[int], None], rows: int) -> Work:

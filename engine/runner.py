@@ -218,8 +218,7 @@ class Runner:
         if self._graphed is not None:
             logits = self._graphed.launch(inputs, tables)
         else:
-            with annotate(ranges.MODEL_FORWARD):
-                logits = self._forward(inputs, tables, max_seq_len, seqs)
+            logits = self._forward(inputs, tables, max_seq_len, seqs)
             self._append.finish()
         with annotate(ranges.SAMPLE):
             tokens, on_device = self._sampler.sample(logits, seqs, inputs.positions)
