@@ -30,7 +30,9 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         # Without this a profiler that starts later does not see what graphs launch.
-        torch.profiler._utils._init_for_cuda_graphs()  # noqa: SLF001
+        from torch.profiler._utils import _init_for_cuda_graphs  # noqa: PLC0415 - torch has it where it has CUDA
+
+        _init_for_cuda_graphs()
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
 

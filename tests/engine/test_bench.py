@@ -244,6 +244,7 @@ def test_what_numbers_do_not_show_is_said():
         "TTFT p50/mean: 2250.00/2250.00 ms",
         "TPOT p50/mean: 1166.67/1166.67 ms/token",
         "Latency p50/mean: 4000.00/4000.00 ms",
+        "Host time a decode step p50/mean: 0.000/0.000 ms, without waiting for tokens",
         "kv_append did x: in 4 of 8 decode steps",
         "Preemptions: 2, for want of cache blocks; their tokens were computed again",
         "Prefix cache hits: 5 of 20 tokens (25.0%)",
