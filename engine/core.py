@@ -306,7 +306,7 @@ class EngineCore:
                     continue
                 seq.num_pending -= 1
                 seq.num_computed += 1
-                if seq.num_computed % size == 0:
+                if not seq.num_computed % size:
                     self.blocks.publish(seq)
                 self._accept(seq, token, now)
                 advanced.append(seq)
@@ -319,16 +319,14 @@ class EngineCore:
             self.blocks.release(seq)
 
     def _accept(self, seq: Sequence, token: int, now: float) -> None:
-        seq.tokens.append(token)
-        seq.prefilled = True
-        timing = seq.timing
-        if timing.first_token is None:
-            timing.first_token = now
+        tokens, timing = seq.tokens, seq.timing
+        tokens.append(token)
         timing.tokens.append(now)
-        if token in seq.stops:
-            self._finish(seq, FinishReason.STOP, now)
-        elif len(seq.tokens) >= seq.max_len:
-            self._finish(seq, FinishReason.LENGTH, now)
+        if not seq.prefilled:
+            seq.prefilled = True
+            timing.first_token = timing.first_token or now
+        if token in seq.stops or len(tokens) >= seq.max_len:
+            self._finish(seq, FinishReason.STOP if token in seq.stops else FinishReason.LENGTH, now)
 
     def _finish(self, seq: Sequence, reason: FinishReason, now: float) -> None:
         seq.finish_reason = reason

@@ -124,13 +124,17 @@ class Scheduler:
     def _grow_decoding(self) -> list[Sequence]:
         """The sequences that decode, each with a block for its next token; preempts until there are enough."""
         most = min(self.limits.max_num_seqs, self.limits.max_num_batched_tokens)
-        ready: list[Sequence] = []
-        for seq in [seq for seq in self.running.values() if seq.prefilled and not seq.ends_for_sure][:most]:
+        # Whoever ends with the token that is being sampled has nothing left to compute.
+        ready = [
+            seq for seq in self.running.values() if seq.prefilled and len(seq.tokens) + seq.num_pending < seq.max_len
+        ][:most]
+        cramped = self.blocks.cramped(ready)
+        for seq in cramped:
             length = len(seq.tokens) + seq.num_pending
             while seq.request_id in self.running and not self.blocks.grow(seq, length):
                 self._preempt(next(reversed(self.running.values())))
-            if seq.request_id in self.running:
-                ready.append(seq)
+        if cramped:
+            ready = [seq for seq in ready if seq.request_id in self.running]
         return ready
 
     def restart(self, seqs: Iterable[Sequence]) -> None:

@@ -60,11 +60,6 @@ class Sequence:
         self.stops |= frozenset(self.params.stop_token_ids)
 
     @property
-    def ends_for_sure(self) -> bool:
-        """Whether the token that is being sampled is the last that it may have."""
-        return self.num_pending > 0 and len(self.tokens) + self.num_pending >= self.max_len
-
-    @property
     def output(self) -> list[int]:
         """The generated tokens."""
         return self.tokens[self.num_prompt :]
