@@ -131,6 +131,18 @@ class BlockManager:
         self.stats.hit_tokens += computed
         return True
 
+    def cramped(self, seqs: Iterable[Sequence]) -> list[Sequence]:
+        """Of sequences that decode, those for which `grow` has something to do before their next step."""
+        size, references = self.block_size, self._references
+        return [
+            seq
+            for seq in seqs
+            if len(seq.block_table) * size < len(seq.tokens) + seq.num_pending
+            # The step writes to the last block, or with one under way to that and the one before.
+            or references[seq.block_table[-1]] > 1
+            or references[seq.block_table[seq.num_computed // size]] > 1
+        ]
+
     def grow(self, seq: Sequence, num_tokens: int) -> bool:
         """Make room for a sequence's first `num_tokens` tokens, and make what will be written its own.
 

@@ -8,10 +8,8 @@ from typing import Any
 from engine.errors import ConfigError, unknown
 
 # What the seeds' engine has and this one not yet, so that it is said rather than ignored.
-NOT_BUILT_OPTIONS = ("cuda_graph", "overlap", "max_inflight")
+NOT_BUILT_OPTIONS = ("max_inflight",)
 NOT_BUILT_VALUES = {
-    "block_tables": ("in_graph",),
-    "sampler": ("on_device",),
     "admission": ("pack",),
     "attention_backend": ("hf",),
 }
@@ -75,6 +73,9 @@ class EngineConfig:
     attention_launch: str = _option("auto", "how the attention kernel's launch parameters are chosen")
     ops: str = _option("auto", "small operations as torch calls or as kernels")
     sampler: str = _option("auto", "how tokens are chosen and reach the host")
+    cuda_graph: str = _option("auto", "whether decode steps are launched as one")
+    graph_sampling: str = _option("auto", "whether the graph of a step samples as well")
+    overlap: str = _option("auto", "when the host looks at what a step has sampled")
 
     def __post_init__(self) -> None:
         """Check each value by itself.

@@ -10,9 +10,10 @@ from engine.errors import RequestError
 from engine.ranges import annotate
 from engine.runner import Runner
 from engine.sampling_params import SamplingParams
-from engine.scheduler import Limits, Scheduler
+from engine.scheduler import Chunk, Limits, Scheduler
 from engine.sequence import FinishReason, Sequence
 from engine.timing import Timing
+from engine.variants.sampler import Tokens
 
 
 @dataclass
@@ -26,7 +27,17 @@ class StepStats:
     decodes: int = 0
     decode_seconds: float = 0.0
     decode_tokens: int = 0
+    # Of the decode seconds: waiting for tokens. The rest is the host's.
+    wait_seconds: float = 0.0
     preemptions: int = 0
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """A decode step that has been launched."""
+
+    seqs: list[Sequence]
+    tokens: Tokens
 
 
 class EngineCore:
@@ -51,12 +62,18 @@ class EngineCore:
             chunked_prefill=config.chunked_prefill,
             decode_first=config.decode_first,
         )
-        num_blocks = runner.cache.keys.shape[1]
-        self.blocks = BlockManager(num_blocks, config.block_size, prefix_cache=config.prefix_cache)
+        self.blocks = BlockManager(runner.num_blocks, config.block_size, prefix_cache=config.prefix_cache)
         self.scheduler = Scheduler(self.blocks, limits)
         self.stats = StepStats()
         self._seqs: dict[str, Sequence] = {}
         self._num_requests = 0
+        self._overlap = runner.variants.overlap == "on"
+        self._under_way: _UnderWay | None = None
+        # Ended while a step that computes them is under way; they keep their blocks until it is done.
+        self._leaving: list[Sequence] = []
+        # Got a token outside of a step.
+        self._early: list[Sequence] = []
+        self._eos = frozenset(runner.spec.eos_token_ids)
 
     @property
     def has_work(self) -> bool:
@@ -118,7 +135,16 @@ class EngineCore:
             raise RequestError(f"a request with the id {request_id!r} is under way; choose another")
         self._num_requests += 1
         seed = (self.config.seed * 1_000_003 + number) % 2**63 if params.seed is None else params.seed
-        seq = Sequence(request_id, tokens, num_prompt, params, seed, Timing(time.perf_counter()))
+        seq = Sequence(
+            request_id,
+            tokens,
+            num_prompt,
+            params,
+            seed,
+            Timing(time.perf_counter()),
+            max_len=min(num_prompt + params.max_tokens, self.runner.max_model_len),
+            stops=frozenset() if params.ignore_eos else self._eos,
+        )
         self._seqs[request_id] = seq
         return seq
 
@@ -133,6 +159,7 @@ class EngineCore:
         Raises:
             RequestError: There is no such request, it has not begun to decode, or the new id is in use.
         """
+        self.settle()
         parent = self._get(request_id)
         if not parent.prefilled:
             raise RequestError(f"request {request_id!r} has no token yet; fork it once it has")
@@ -154,7 +181,14 @@ class EngineCore:
         """
         seq = self._get(request_id)
         self._finish(seq, FinishReason.ABORT, time.perf_counter())
+        if not self.scheduler.running:
+            self.settle()
         return seq
+
+    def settle(self) -> None:
+        """Wait for the step under way, if there is one, and follow it up."""
+        if self._under_way is not None:
+            self._early += self._collect()
 
     def _get(self, request_id: str) -> Sequence:
         if request_id not in self._seqs:
@@ -176,84 +210,132 @@ class EngineCore:
         except BaseException:
             # Wherever it was, even inside the bookkeeping: begin anew with what has not ended.
             self._seqs = {i: seq for i, seq in self._seqs.items() if seq.finish_reason is None}
+            self._under_way, self._leaving, self._early = None, [], []
             self.scheduler.restart(self._seqs.values())
             self.stats.preemptions = self.scheduler.num_preemptions
             self.runner.reset()
             raise
 
     def _step(self) -> list[Sequence]:
+        advanced, self._early = self._early, []
+        # Whoever gives up its blocks must know all its tokens. A step asks for three blocks a sequence at most.
+        running = len(self.scheduler.running)
+        if self._under_way is not None and (not running or self.blocks.num_free < 3 * running):
+            advanced += self._collect()
         with annotate(ranges.SCHEDULE):
             plan = self.scheduler.schedule()
         copies = self.blocks.take_copies()
         if copies:
             with annotate(ranges.COPY_BLOCKS):
                 self.runner.copy_blocks(copies)
-        advanced: list[Sequence] = []
         stats = self.stats
         stats.steps += 1
         stats.preemptions = self.scheduler.num_preemptions
 
-        def prefill() -> None:
-            start = time.perf_counter()
-            with annotate(ranges.PREFILL):
-                tokens = self.runner.prefill(plan.prefill)
-                with annotate(ranges.POSTPROCESS):
-                    now = time.perf_counter()
-                    for chunk in plan.prefill:
-                        chunk.seq.timing.admitted = chunk.seq.timing.admitted or start
-                        chunk.seq.num_computed = chunk.end
-                        self.blocks.publish(chunk.seq)
-                    done = [chunk.seq for chunk in plan.prefill if chunk.last]
-                    for seq, token in zip(done, tokens, strict=True):
-                        self._accept(seq, token, now)
-                    advanced.extend(done)
-            stats.prefills += 1
-            stats.prefill_seconds += time.perf_counter() - start
-            stats.prefill_tokens += sum(chunk.end - chunk.start for chunk in plan.prefill)
-
-        def decode() -> None:
-            start = time.perf_counter()
-            with annotate(ranges.DECODE_STEP):
-                tokens = self.runner.decode(plan.decode)
-                with annotate(ranges.POSTPROCESS):
-                    now = time.perf_counter()
-                    for seq, token in zip(plan.decode, tokens, strict=True):
-                        seq.num_computed += 1
-                        if seq.num_computed % self.config.block_size == 0:
-                            self.blocks.publish(seq)
-                        self._accept(seq, token, now)
-                    advanced.extend(plan.decode)
-            stats.decodes += 1
-            stats.decode_seconds += time.perf_counter() - start
-            stats.decode_tokens += len(plan.decode)
-
-        phases = ((decode, plan.decode), (prefill, plan.prefill))
-        for phase, work in phases if self.config.decode_first else reversed(phases):
-            if work:
-                phase()
+        if plan.decode and self.config.decode_first:
+            advanced += self._decode(plan.decode)
+        if plan.prefill:
+            advanced += self._prefill(plan.prefill)
+        if plan.decode and not self.config.decode_first:
+            advanced += self._decode(plan.decode)
+        if self._under_way is not None and not (plan.decode and self.scheduler.running):
+            # Nothing has been launched after it, or nobody is left whom it serves.
+            advanced += self._collect()
         return advanced
 
-    def _accept(self, seq: Sequence, token: int, now: float) -> None:
-        seq.tokens.append(token)
-        seq.prefilled = True
-        seq.timing.first_token = seq.timing.first_token or now
-        seq.timing.tokens.append(now)
-        reason = self._reason_to_end(seq, token)
-        if reason is not None:
-            self._finish(seq, reason, now)
+    def _prefill(self, chunks: list[Chunk]) -> list[Sequence]:
+        """Compute chunks; who got a token."""
+        start = time.perf_counter()
+        with annotate(ranges.PREFILL):
+            tokens = self.runner.prefill(chunks)
+            with annotate(ranges.POSTPROCESS):
+                now = time.perf_counter()
+                for chunk in chunks:
+                    chunk.seq.timing.admitted = chunk.seq.timing.admitted or start
+                    chunk.seq.num_computed = chunk.end
+                    self.blocks.publish(chunk.seq)
+                done = [chunk.seq for chunk in chunks if chunk.last]
+                for seq, token in zip(done, tokens, strict=True):
+                    self._accept(seq, token, now)
+        stats = self.stats
+        stats.prefills += 1
+        stats.prefill_seconds += time.perf_counter() - start
+        stats.prefill_tokens += sum(chunk.end - chunk.start for chunk in chunks)
+        return done
 
-    def _reason_to_end(self, seq: Sequence, token: int) -> FinishReason | None:
-        params = seq.params
-        if token in params.stop_token_ids or (not params.ignore_eos and token in self.runner.spec.eos_token_ids):
-            return FinishReason.STOP
-        if seq.num_output >= params.max_tokens or len(seq.tokens) >= self.runner.max_model_len:
-            return FinishReason.LENGTH
-        return None
+    def _decode(self, seqs: list[Sequence]) -> list[Sequence]:
+        """Launch a step, and follow up the one before, or with no overlap this one; who got a token."""
+        start = time.perf_counter()
+        with annotate(ranges.DECODE_STEP):
+            before = self._under_way
+            tokens = self.runner.decode(seqs)
+            for seq in seqs:
+                seq.num_pending += 1
+            self._under_way = _UnderWay(seqs, tokens)
+            advanced = [] if before is None else self._follow_up(before)
+            if not self._overlap:
+                advanced += self._follow_up(self._under_way)
+                self._under_way = None
+        stats = self.stats
+        stats.decodes += 1
+        stats.decode_seconds += time.perf_counter() - start
+        stats.decode_tokens += len(seqs)
+        return advanced
+
+    def _collect(self) -> list[Sequence]:
+        """Follow up the step under way; who got a token."""
+        under_way, self._under_way = self._under_way, None
+        assert under_way is not None
+        start = time.perf_counter()
+        advanced = self._follow_up(under_way)
+        self.stats.decode_seconds += time.perf_counter() - start
+        return advanced
+
+    def _follow_up(self, step: _UnderWay) -> list[Sequence]:
+        """Wait for a step's tokens, and give them to its sequences; what has ended in the meantime is dropped."""
+        start = time.perf_counter()
+        tokens = step.tokens.wait()
+        now = time.perf_counter()
+        self.stats.wait_seconds += now - start
+        leaving, self._leaving = self._leaving, []
+        with annotate(ranges.POSTPROCESS):
+            size = self.config.block_size
+            advanced = []
+            for seq, token in zip(step.seqs, tokens, strict=True):
+                if seq.finish_reason is not None:
+                    continue
+                seq.num_pending -= 1
+                seq.num_computed += 1
+                if not seq.num_computed % size:
+                    self.blocks.publish(seq)
+                self._accept(seq, token, now)
+                advanced.append(seq)
+            # Those that had ended before this step was done; it was the last that computes them.
+            self._free(leaving)
+        return advanced
+
+    def _free(self, seqs: list[Sequence]) -> None:
+        for seq in seqs:
+            self.blocks.release(seq)
+
+    def _accept(self, seq: Sequence, token: int, now: float) -> None:
+        tokens, timing = seq.tokens, seq.timing
+        tokens.append(token)
+        timing.tokens.append(now)
+        if not seq.prefilled:
+            seq.prefilled = True
+            timing.first_token = timing.first_token or now
+        if token in seq.stops or len(tokens) >= seq.max_len:
+            self._finish(seq, FinishReason.STOP if token in seq.stops else FinishReason.LENGTH, now)
 
     def _finish(self, seq: Sequence, reason: FinishReason, now: float) -> None:
         seq.finish_reason = reason
         seq.timing.finished = now
         self.scheduler.remove(seq)
+        if seq.num_pending:
+            self._leaving.append(seq)
+        else:
+            self.blocks.release(seq)
         del self._seqs[seq.request_id]
 
     def reset_prefix_cache(self) -> None:
@@ -268,4 +350,4 @@ class EngineCore:
         """
         queued = [*self.scheduler.waiting, *self.scheduler.running]
         assert sorted(queued) == sorted(self._seqs), "a request is in two queues, or in none"
-        self.blocks.check_integrity(self._seqs.values())
+        self.blocks.check_integrity([*self._seqs.values(), *self._leaving])

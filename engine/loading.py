@@ -1,5 +1,6 @@
 """From a model's name and options to a running core: everything that reads files or measures the machine."""
 
+import functools
 import importlib.metadata
 import importlib.util
 import logging
@@ -13,7 +14,9 @@ import torch
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import ConfigError, ModelError
+from engine.graphs import CudaCapture
 from engine.kv_cache import KVCache
+from engine.machine import Machine
 from engine.models.checkpoint import Checkpoint, find_checkpoint, read_config, read_eos
 from engine.models.decoder import Decoder
 from engine.models.families import read_spec, rotary_table
@@ -23,7 +26,8 @@ from engine.models.spec import ModelSpec
 from engine.models.weights import build_weights
 from engine.ops.interface import Ops
 from engine.ops.torch_ops import TorchOps
-from engine.runner import Machine, Runner
+from engine.runner import Runner
+from engine.stream import stream_of
 from engine.variants.attention import AttentionBackend, ReferenceAttention, TritonAttention
 from engine.variants.choice import Variants, choose
 
@@ -133,17 +137,17 @@ def load_core(found: Found, config: EngineConfig, progress: Callable[[str], None
     ops = make_ops(variants)
     cos_sin = rotary_table(found.config, max_model_len, device) if spec.rope else None
     attention = make_attention(variants, spec, config, max_model_len, device)
-    machine = Machine(Decoder(spec, weights, cos_sin, ops), ops, attention, device, dtype)
+    capture = functools.partial(CudaCapture, device) if variants.cuda_graph != "off" else None
+    model = Decoder(spec, weights, cos_sin, ops)
+    machine = Machine(model, ops, attention, device, dtype, stream_of(device), capture)
     if device.type == "cuda":
         say("warming up")
-        runner = _warmed_up(machine, config, variants, max_model_len)
+        runner = _warmed_up(machine, config, variants, max_model_len, say)
     else:
         blocks = config.num_blocks or _cpu_blocks(spec, config, max_model_len, dtype)
         runner = Runner(machine, config, variants, max_model_len, blocks)
-    if runner.cache.keys.shape[1] * config.block_size > _MAX_SLOTS:
-        raise ConfigError(
-            f"num_blocks times block_size must be under 2**31; num_blocks is {runner.cache.keys.shape[1]}"
-        )
+    if (runner.num_blocks + 1) * config.block_size > _MAX_SLOTS:
+        raise ConfigError(f"num_blocks times block_size must be under 2**31; num_blocks is {runner.num_blocks}")
     return EngineCore(runner, config)
 
 
@@ -183,7 +187,9 @@ def _cpu_blocks(spec: ModelSpec, config: EngineConfig, max_model_len: int, dtype
     return max(1, min(wanted, CPU_CACHE_BYTES // _block_nbytes(spec, config, dtype)))
 
 
-def _warmed_up(machine: Machine, config: EngineConfig, variants: Variants, max_model_len: int) -> Runner:
+def _warmed_up(
+    machine: Machine, config: EngineConfig, variants: Variants, max_model_len: int, say: Callable[[str], None]
+) -> Runner:
     """A runner whose kernels are compiled, with a cache of the blocks asked for, or of all memory allowed."""
     max_active = config.max_active or config.max_num_seqs
     tokens = min(config.max_num_batched_tokens, max_active * (max_model_len - 1))
@@ -200,7 +206,7 @@ def _warmed_up(machine: Machine, config: EngineConfig, variants: Variants, max_m
         free, total = torch.cuda.mem_get_info()
         others = total - free - torch.cuda.memory_reserved()
         left = int(total * config.gpu_memory_utilization) - others - peak
-        blocks = config.num_blocks or left // _block_nbytes(runner.spec, config, machine.dtype)
+        blocks = config.num_blocks or left // _block_nbytes(runner.spec, config, machine.dtype) - 1
         if blocks < 1:
             raise ConfigError(
                 f"gpu_memory_utilization={config.gpu_memory_utilization} leaves no memory for the cache beside "
@@ -214,4 +220,7 @@ def _warmed_up(machine: Machine, config: EngineConfig, variants: Variants, max_m
         ) from error
     machine.ops.trust_arguments()
     machine.attention.trust_arguments()
+    if machine.capture is not None:
+        say("recording CUDA graphs")
+        runner.capture()
     return runner

@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import Counter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,55 +11,22 @@ from torch import Tensor
 
 from engine import ranges
 from engine.config import EngineConfig
+from engine.decode_forward import DecodeForward
+from engine.device_loop import DeviceLoop
+from engine.graphed_forward import GraphedForward
 from engine.kv_cache import KVCache
-from engine.models.decoder import Attend
-from engine.models.spec import ModelSpec
-from engine.ops.interface import Ops, Rotary
+from engine.machine import Machine, Model
 from engine.ranges import annotate
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Chunk
 from engine.sequence import Sequence
 from engine.staging import Staging
 from engine.timing import Timing
-from engine.variants.attention import AttentionBackend
 from engine.variants.block_tables import BLOCK_TABLES, BlockTables, TableSizes
 from engine.variants.choice import Variants
 from engine.variants.inputs import INPUTS, Inputs, build_dense_mask
-from engine.variants.kv_append import KV_APPENDS, KVAppend, LayerStep
-from engine.variants.sampler import SAMPLERS, Sampler
-
-
-class Model(Protocol):
-    """What the runner asks of a model; `engine.models.decoder.Decoder` is one."""
-
-    spec: ModelSpec
-    rotary: list[Rotary | None]
-
-    def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states `[tokens, hidden]`; `attend` is called once a layer."""
-        ...
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`[rows, vocab]` of hidden states `[rows, hidden]`."""
-        ...
-
-
-class Machine(NamedTuple):
-    """What a runner runs with.
-
-    Attributes:
-        model: The model.
-        ops: Small operations; the model's own too.
-        attention: How it reads the cache.
-        device: Where all of it is.
-        dtype: What the cache holds.
-    """
-
-    model: Model
-    ops: Ops
-    attention: AttentionBackend
-    device: torch.device
-    dtype: torch.dtype
+from engine.variants.kv_append import KV_APPENDS, KVAppend
+from engine.variants.sampler import SAMPLERS, Sampler, Tokens
 
 
 class _PrefillInputs(NamedTuple):
@@ -93,26 +60,52 @@ class Runner:
         self.variants = variants
         self.max_model_len = max_model_len
         self.spec = machine.model.spec
-        self.cache = self._allocate(num_blocks)
-        self._staging = Staging(machine.device)
+        self._staging = Staging(machine.device, machine.stream)
+        self._allocate(num_blocks)
+
+    def _allocate(self, num_blocks: int) -> None:
+        """The cache, and everything that knows where it is."""
+        spec, machine, config, variants = self.spec, self._machine, self._config, self.variants
+        self.num_blocks = num_blocks
+        # One block more, which nobody owns: rows without a sequence read and write it.
+        sizes = (spec.num_layers, num_blocks + 1, config.block_size, spec.num_kv_heads, spec.head_dim)
+        self.cache = KVCache(*sizes, machine.dtype, machine.device)
+        for cache in (self.cache.keys, self.cache.values):
+            cache[:, num_blocks] = 0
+        self._append: KVAppend = KV_APPENDS[variants.kv_append](
+            machine.ops, config.block_size, config.kv_append_min_batch, rope=spec.rope
+        )
+        self._forward = DecodeForward(machine, self.cache, self._append)
+        parts = (machine, self._forward, config, variants, self.max_model_len, num_blocks)
+        in_graph = variants.block_tables == "in_graph"
+        self._loop = DeviceLoop(*parts) if in_graph else None
+        self._graphed = GraphedForward(*parts) if variants.cuda_graph != "off" and not in_graph else None
         self.reset()
 
-    def _allocate(self, num_blocks: int) -> KVCache:
-        spec, machine = self.spec, self._machine
-        sizes = (spec.num_layers, num_blocks, self._config.block_size, spec.num_kv_heads, spec.head_dim)
-        return KVCache(*sizes, machine.dtype, machine.device)
+    @torch.inference_mode()
+    def capture(self, *, most: int | None = None) -> None:
+        """Record steps, where that is asked for; once kernels are compiled, and while no sequence decodes.
+
+        Args:
+            most: Record so many only, the largest first.
+        """
+        machine = self._machine
+        recorded = self._loop or self._graphed
+        if recorded is not None and machine.capture is not None:
+            recorded.capture(machine.capture(), most=most)
 
     def reset(self) -> None:
         """Forget what was kept from step to step; after a step that did not end, it may be wrong."""
         ops, device, config, variants = self._machine.ops, self._machine.device, self._config, self.variants
         width = -(-self.max_model_len // config.block_size)
-        sizes = TableSizes(self.spec.num_layers, self.cache.keys.shape[1], width, config.max_num_seqs)
+        sizes = TableSizes(self.spec.num_layers, self.num_blocks + 1, width, config.max_num_seqs)
         self._tables: BlockTables = BLOCK_TABLES[variants.block_tables](sizes, ops, device)
         self._inputs: Inputs = INPUTS[variants.inputs](config.max_num_seqs, device)
-        self._append: KVAppend = KV_APPENDS[variants.kv_append](
-            ops, config.block_size, config.kv_append_min_batch, rope=self.spec.rope
-        )
         self._sampler: Sampler = SAMPLERS[variants.sampler](ops, device)
+        if self._loop is not None:
+            self._loop.reset()
+        if self._graphed is not None:
+            self._graphed.reset()
 
     @property
     def notes(self) -> Counter[str]:
@@ -170,7 +163,7 @@ class Runner:
             logits = model.logits(hidden[inputs.last_rows])
         with annotate(ranges.SAMPLE):
             tokens, _ = self._sampler.sample(logits, done, inputs.positions[inputs.last_rows])
-        return tokens
+        return tokens.wait()
 
     def _prefill_arrays(self, chunks: list[Chunk]) -> tuple[list[np.ndarray], list[int], list[int]]:
         """Parts of the packed inputs, in the order of `_PrefillInputs`, and bounds and lengths as lists."""
@@ -208,9 +201,10 @@ class Runner:
         )
 
     @torch.inference_mode()
-    def decode(self, seqs: list[Sequence]) -> list[int]:
-        """The next token of each sequence, whose tables have room for its last one."""
-        model, attention, spec = self._machine.model, self._machine.attention, self.spec
+    def decode(self, seqs: list[Sequence]) -> Tokens:
+        """Begin a step: the next token of each sequence, whose tables have room for its last one."""
+        if self._loop is not None:
+            return self._loop.launch(seqs)
         with annotate(ranges.BUILD_BLOCK_TABLES):
             self._tables.build(seqs)
         with annotate(ranges.H2D_BLOCK_TABLES):
@@ -221,35 +215,30 @@ class Runner:
         if self.variants.dense_mask == "on":
             with annotate(ranges.DENSE_MASK):
                 build_dense_mask(max_seq_len - 1, inputs.positions)
-        # Layer 0's blocks are numbered alike in both kinds of table.
-        self._append.begin(seqs, inputs, tables[0])
-        per_layer = self._tables.per_layer
-
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            def attend_to_cache(new: tuple[Tensor, Tensor] | None, append: bool) -> Tensor:
-                return attention.decode(
-                    query,
-                    self.cache.flat if per_layer else self.cache.layers[layer],
-                    tables[layer if per_layer else 0],
-                    inputs.seq_lens,
-                    max_seq_len,
-                    scale=spec.scales[layer],
-                    window=spec.windows[layer],
-                    new=new,
-                    append=append,
-                )
-
-            caches, rotary = self.cache.layers[layer], model.rotary[layer]
-            return self._append.layer(LayerStep(query, key, value, caches, rotary, attend_to_cache))
-
-        with annotate(ranges.MODEL_FORWARD):
-            logits = model.logits(model.forward(inputs.token_ids, inputs.positions, attend))
-        self._append.finish()
+        if self._graphed is not None:
+            logits = self._graphed.launch(inputs, tables)
+        else:
+            logits = self._forward(inputs, tables, max_seq_len, seqs)
+            self._append.finish()
         with annotate(ranges.SAMPLE):
             tokens, on_device = self._sampler.sample(logits, seqs, inputs.positions)
             if on_device is not None:
                 self._inputs.sampled(seqs, on_device)
         return tokens
+
+    @property
+    def model(self) -> Model:
+        """What it runs."""
+        return self._machine.model
+
+    @torch.inference_mode()
+    def repeat_step(self) -> None:
+        """Do the device's part of the last step once more, for a stopwatch; sequences are wrong from here on.
+
+        Only where steps stay on the device.
+        """
+        assert self._loop is not None
+        self._loop.repeat()
 
     def warm_up(self, max_prefill_tokens: int, max_prefill_seqs: int) -> None:
         """Run the largest steps there can be on made-up sequences, so that kernels are compiled and memory is known.
@@ -260,11 +249,14 @@ class Runner:
         """
         longest = min(max_prefill_tokens, self.max_model_len - 1)
         batch = min(max_prefill_seqs, max_prefill_tokens)
+        for batch, temperature in ((self._config.max_num_seqs, 1.0), (self._config.max_num_seqs, 0.0), (1, 0.0)):
+            self.decode([self._made_up(self.max_model_len - 1, temperature) for _ in range(batch)]).wait()
+        self.reset()
+        # The largest graph has its memory beside a prefill's.
+        self.capture(most=1)
         for count in (-(-max_prefill_tokens // longest), batch):
             length = max(1, min(longest, max_prefill_tokens // count))
             self.prefill([Chunk(self._made_up(length, 0.0), 0, length, last=True) for _ in range(count)])
-        for batch, temperature in ((self._config.max_num_seqs, 1.0), (self._config.max_num_seqs, 0.0), (1, 0.0)):
-            self.decode([self._made_up(self.max_model_len - 1, temperature) for _ in range(batch)])
         self.reset()
 
     def _made_up(self, length: int, temperature: float) -> Sequence:
@@ -276,6 +268,6 @@ class Runner:
 
     def reallocate(self, num_blocks: int) -> None:
         """Give the cache another size; what it held is lost."""
-        del self.cache
-        self.cache = self._allocate(num_blocks)
-        self.reset()
+        self._loop = self._graphed = None
+        del self.cache, self._forward
+        self._allocate(num_blocks)

@@ -91,10 +91,9 @@ class Scheduler:
         self.running[seq.request_id] = seq
 
     def remove(self, seq: Sequence) -> None:
-        """Forget a sequence that has ended, and free its blocks."""
+        """Forget a sequence that has ended; its blocks are the caller's to free."""
         if self.running.pop(seq.request_id, None) is None:
             del self.waiting[seq.request_id]
-        self.blocks.release(seq)
 
     def schedule(self) -> Plan:
         """Plan a step: choose sequences, and give them the blocks that they write to.
@@ -115,7 +114,8 @@ class Scheduler:
             plan.prefill = self._prefill(budget)
             left = limits.max_num_batched_tokens - sum(chunk.end - chunk.start for chunk in plan.prefill)
             plan.decode = ready if limits.decode_first else ready[: max(0, left)]
-        if self.has_work and not (plan.prefill or plan.decode):
+        idle = self.has_work and not (plan.prefill or plan.decode)
+        if idle and not any(seq.num_pending for seq in self.running.values()):
             raise RuntimeError(
                 f"nothing to do for {len(self.waiting)} waiting and {len(self.running)} running requests"
             )
@@ -124,12 +124,17 @@ class Scheduler:
     def _grow_decoding(self) -> list[Sequence]:
         """The sequences that decode, each with a block for its next token; preempts until there are enough."""
         most = min(self.limits.max_num_seqs, self.limits.max_num_batched_tokens)
-        ready: list[Sequence] = []
-        for seq in [seq for seq in self.running.values() if seq.prefilled][:most]:
-            while seq.request_id in self.running and not self.blocks.grow(seq, len(seq.tokens)):
+        # Whoever ends with the token that is being sampled has nothing left to compute.
+        ready = [
+            seq for seq in self.running.values() if seq.prefilled and len(seq.tokens) + seq.num_pending < seq.max_len
+        ][:most]
+        cramped = self.blocks.cramped(ready)
+        for seq in cramped:
+            length = len(seq.tokens) + seq.num_pending
+            while seq.request_id in self.running and not self.blocks.grow(seq, length):
                 self._preempt(next(reversed(self.running.values())))
-            if seq.request_id in self.running:
-                ready.append(seq)
+        if cramped:
+            ready = [seq for seq in ready if seq.request_id in self.running]
         return ready
 
     def restart(self, seqs: Iterable[Sequence]) -> None:
@@ -144,7 +149,7 @@ class Scheduler:
                 seq.num_preemptions += 1
                 self.num_preemptions += 1
             seq.block_table = []
-            seq.num_computed = 0
+            seq.num_computed = seq.num_pending = 0
             seq.prefilled = False
 
     def _preempt(self, seq: Sequence) -> None:

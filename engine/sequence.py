@@ -28,6 +28,9 @@ class Sequence:
             list is the same.
         num_computed: Tokens whose keys and values are in the cache, or will be after the step under way.
         prefilled: Whether a token has been sampled since the last admission; from then on it decodes.
+        num_pending: Tokens that a step under way is sampling: 1 or, once they are in `tokens`, 0.
+        max_len: Tokens that it may have in all; what the request asks for, or the model's context.
+        stops: Tokens that end it.
         num_cached_prompt: Tokens that were in the prefix cache when it was first admitted.
         num_published: Full blocks that are in the prefix cache, and `chain` the last of them; the block manager's.
     """
@@ -45,7 +48,16 @@ class Sequence:
     chain: int = 0
     num_cached_prompt: int = 0
     num_preemptions: int = 0
+    num_pending: int = 0
+    max_len: int = -1
+    stops: frozenset[int] = frozenset()
     finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        """What only the request says."""
+        if self.max_len < 0:
+            self.max_len = self.num_prompt + self.params.max_tokens
+        self.stops |= frozenset(self.params.stop_token_ids)
 
     @property
     def output(self) -> list[int]:

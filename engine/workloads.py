@@ -154,7 +154,8 @@ class Decode:
         self._llm.core.step()
 
     def result(self) -> object:
-        """The tokens of all."""
+        """The tokens of all, those of a step under way too."""
+        self._llm.core.settle()
         return {"tokens": _digest([seq.output for seq in self._seqs]), "length": len(self._seqs[0].output)}
 
 

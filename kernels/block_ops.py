@@ -1,5 +1,6 @@
 """What keeps a decode step on the device: block copies, table patches, and moving on by a token."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -87,6 +88,40 @@ def patch_block_table(block_table: Tensor, patches: Tensor, *, check: bool = Tru
     patch_block_table_kernel[(cdiv(num_patches, block),)](
         block_table, patches, num_patches, block_table.stride(0), BLOCK=block
     )
+
+
+@triton.jit(do_not_specialize=["patches_ptr", "num_patches"])
+def patch_state_kernel(state_ptr, patches_ptr, num_patches, BLOCK: tl.constexpr):
+    """BLOCK patches a program."""
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < num_patches
+    target = tl.load(patches_ptr + 3 * offs, mask=mask, other=0)
+    source = tl.load(patches_ptr + 3 * offs + 1, mask=mask, other=-1)
+    value = tl.load(patches_ptr + 3 * offs + 2, mask=mask, other=0)
+    moved = mask & (source >= 0)
+    value = tl.where(moved, tl.load(state_ptr + source, mask=moved, other=0), value)
+    tl.store(state_ptr + target, value, mask=mask)
+
+
+def patch_state(state: Tensor, patches: Tensor, *, check: bool = True) -> None:
+    """Write single elements of a state that lives on the device, whatever their number in one launch.
+
+    Args:
+        state: int32, contiguous, fewer than 2**31 elements; changed in place.
+        patches: int32 `[n, 3]`, contiguous: the element, the element that it becomes a copy of or -1, and its value
+            where that is -1. No element may be written twice, nor written and copied from.
+        check: Check the arguments first.
+
+    Raises:
+        ValueError: An argument has the wrong shape, dtype or strides.
+    """
+    if check:
+        for name, tensor in (("state", state), ("patches", patches)):
+            checks.typed(name, tensor, torch.int32)
+            checks.require(tensor.is_contiguous(), f"{name} must be contiguous")
+        checks.shaped("patches", patches, None, 3)
+    num_patches, block = patches.shape[0], 128
+    patch_state_kernel[(cdiv(num_patches, block),)](state, patches, num_patches, BLOCK=block)
 
 
 @triton.jit(do_not_specialize=["num_seqs", "stride_table", "dummy_slot"])

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks
+from kernels.rows import Rows
 from kernels.sizes import cdiv, next_power_of_2
 
 BLOCK_V = 4096
@@ -35,7 +36,7 @@ def gumbel_noise(seed, position, token):
     return -tl.log(-tl.log(uniform))
 
 
-@triton.jit(do_not_specialize=["seeds_ptr", "positions_ptr"])
+@triton.jit(do_not_specialize=["temperatures_ptr", "seeds_ptr", "positions_ptr", "before_output_ptr"])
 def sample_pieces_kernel(
     scores_ptr,
     tokens_ptr,
@@ -43,6 +44,7 @@ def sample_pieces_kernel(
     temperatures_ptr,
     seeds_ptr,
     positions_ptr,
+    before_output_ptr,
     stride_lb,
     VOCAB: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -57,6 +59,8 @@ def sample_pieces_kernel(
     if temperature > 0:
         seed = tl.load(seeds_ptr + row).to(tl.int64)
         position = tl.load(positions_ptr + row).to(tl.int32)
+        if before_output_ptr is not None:
+            position -= tl.load(before_output_ptr + row)
         scores = scores / temperature + gumbel_noise(seed, position, token)
     best, where = tl.max(scores, 0, return_indices=True)
     tl.store(scores_ptr + row * tl.num_programs(1) + piece, best)
@@ -127,8 +131,126 @@ def sample(
         enough = workspace.scores.numel() >= batch * pieces and workspace.tokens.numel() >= batch * pieces
         checks.require(enough, f"the workspace is too small for {batch} sequences and {vocab} tokens")
     sample_pieces_kernel[(batch, pieces)](
-        *workspace, logits, temperatures, seeds, positions, logits.stride(0), VOCAB=vocab, BLOCK_V=BLOCK_V
+        *workspace, logits, temperatures, seeds, positions, None, logits.stride(0), VOCAB=vocab, BLOCK_V=BLOCK_V
     )
     block_p = next_power_of_2(pieces)
     sample_best_kernel[(batch,)](out, *workspace, NUM_PIECES=pieces, BLOCK_P=block_p, num_warps=1)
     return out
+
+
+@triton.jit(
+    do_not_specialize=[
+        "token_ids_ptr",
+        "positions_ptr",
+        "seq_lens_ptr",
+        "finished_ptr",
+        "max_lens_ptr",
+        "stop_ids_ptr",
+        "block_table_ptr",
+        "stride_stops",
+        "stride_table",
+        "dummy_block",
+    ]
+)
+def sample_advance_kernel(
+    token_ids_ptr,
+    positions_ptr,
+    seq_lens_ptr,
+    finished_ptr,
+    max_lens_ptr,
+    stop_ids_ptr,
+    block_table_ptr,
+    scores_ptr,
+    tokens_ptr,
+    stride_stops,
+    stride_table,
+    dummy_block,
+    NUM_STOPS: tl.constexpr,
+    NUM_PIECES: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """One program a sequence: the best of the pieces' best, and where that leaves the sequence."""
+    row = tl.program_id(0).to(tl.int64)
+    offs = tl.arange(0, BLOCK_P)
+    scores = tl.load(scores_ptr + row * NUM_PIECES + offs, mask=offs < NUM_PIECES, other=float("-inf"))
+    _, where = tl.max(scores, 0, return_indices=True)
+    token = tl.load(tokens_ptr + row * NUM_PIECES + where)
+    offs_s = tl.arange(0, BLOCK_S)
+    stop_ids = tl.load(stop_ids_ptr + row * stride_stops + offs_s, mask=offs_s < NUM_STOPS, other=-1)
+    length = tl.load(seq_lens_ptr + row) + 1
+    position = tl.load(positions_ptr + row) + 1
+    stops = (length >= tl.load(max_lens_ptr + row)) | (tl.max((stop_ids == token).to(tl.int32), 0) > 0)
+    if tl.load(finished_ptr + row) == 0:
+        tl.store(token_ids_ptr + row, token)
+        if stops:
+            # From here on it reads and writes one position of a block that is nobody's.
+            tl.store(finished_ptr + row, 1)
+            tl.store(positions_ptr + row, 0)
+            tl.store(seq_lens_ptr + row, 1)
+            tl.store(block_table_ptr + row * stride_table, dummy_block)
+        else:
+            tl.store(positions_ptr + row, position)
+            tl.store(seq_lens_ptr + row, length)
+
+
+def sample_and_advance(
+    logits: Tensor, rows: Rows, dummy_block: int, *, workspace: SamplingWorkspace, check: bool = True
+) -> None:
+    """Sample a token for every running sequence and move it on by that token; two launches, nothing from the host.
+
+    A sequence finishes when the token is one of its stop ids, or makes it as long as it may be. From then on its token
+    stays, and it stands at position 0 of `dummy_block`, where writing does no harm.
+
+    Args:
+        logits: `[num_seqs, vocab]` in fp32, fp16 or bf16, rows contiguous.
+        rows: Updated in place.
+        dummy_block: A block of the cache that belongs to no sequence.
+        workspace: From `sampling_workspace`.
+        check: Check the arguments first.
+
+    Raises:
+        ValueError: An argument has the wrong shape, dtype or strides.
+    """
+    num_seqs, vocab = logits.shape
+    pieces = cdiv(vocab, BLOCK_V)
+    if check:
+        checks.typed("logits", logits, *checks.FLOATS)
+        checks.rows("logits", logits)
+        for name, tensor in zip(Rows._fields, rows, strict=True):
+            dtype = {"temperatures": torch.float32, "seeds": torch.int64}.get(name, torch.int32)
+            checks.typed(name, tensor, dtype)
+            checks.shaped(name, tensor, num_seqs, *([None] if name in {"stop_ids", "block_table"} else []))
+            checks.rows(name, tensor)
+        enough = workspace.scores.numel() >= num_seqs * pieces and workspace.tokens.numel() >= num_seqs * pieces
+        checks.require(enough, f"the workspace is too small for {num_seqs} sequences and {vocab} tokens")
+    sample_pieces_kernel[(num_seqs, pieces)](
+        *workspace,
+        logits,
+        rows.temperatures,
+        rows.seeds,
+        rows.positions,
+        rows.before_output,
+        logits.stride(0),
+        VOCAB=vocab,
+        BLOCK_V=BLOCK_V,
+    )
+    num_stops = rows.stop_ids.shape[1]
+    sample_advance_kernel[(num_seqs,)](
+        rows.token_ids,
+        rows.positions,
+        rows.seq_lens,
+        rows.finished,
+        rows.max_lens,
+        rows.stop_ids,
+        rows.block_table,
+        *workspace,
+        rows.stop_ids.stride(0),
+        rows.block_table.stride(0),
+        dummy_block,
+        NUM_STOPS=num_stops,
+        NUM_PIECES=pieces,
+        BLOCK_S=next_power_of_2(num_stops),
+        BLOCK_P=next_power_of_2(pieces),
+        num_warps=1,
+    )

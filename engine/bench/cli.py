@@ -1,7 +1,7 @@
 """The benchmarks' command line."""
 
 from collections.abc import Sequence as Many
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,7 +15,10 @@ from engine.bench.options import (
     scheduler_options,
     streaming_options,
 )
-from engine.command import CONTEXT, hush_downloads, run
+from engine.command import CONTEXT, Settings, flag_of, hush_downloads, model_options, run
+
+if TYPE_CHECKING:
+    from engine.bench.results import Result
 
 FORMS = ("torch_indexed", "triton", "triton_identity_pos", "triton_full_batch", "slot_mapping")
 
@@ -59,6 +62,49 @@ def streaming(**flags: Any) -> None:
     from engine.bench.session import run as run_benchmark  # noqa: PLC0415 - needs torch
 
     run_benchmark(benchmark.BENCHMARK, options, settings, environment)
+
+
+@cli.command()
+@click.option("--hf-model-id", "model", default="gpt2", show_default=True, metavar="NAME", help="A preset, or a model.")
+@model_options
+@click.option("--batch-sizes", callback=numbers, default="8,64,256", show_default=True, metavar="NUMBERS")
+@click.option("--context", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens of each prompt.")
+@json_option
+def step(
+    pairs: list[tuple[str, str]], load_format: str | None, device: str | None, seed: int | None, **flags: Any
+) -> None:
+    """Time a decode step on a GPU, beside what it could not be faster than."""
+    settings = Settings(pairs=pairs)
+    for name, value in (("load_format", load_format), ("device", device), ("seed", seed)):
+        settings.put(name, value, flag_of(name))
+    settings.config()
+    from engine.bench.step import StepOptions  # noqa: PLC0415 - needs torch
+    from engine.bench.step import run as run_benchmark  # noqa: PLC0415 - needs torch
+
+    run_benchmark(StepOptions(**flags), settings.values)
+
+
+@cli.command()
+@click.option("--rows", callback=numbers, default="1,2,3,4,5,6", show_default=True, metavar="NUMBERS")
+@click.option("--against", default="hf-static", show_default=True, metavar="NAMES", help="Peers; none with ''.")
+@click.option("--repeat-runs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--set", "pairs", multiple=True, metavar="NAME=VALUE", help="Set an option of the engine for all rows.")
+def speed(rows: tuple[int, ...], against: str, repeat_runs: int, pairs: tuple[str, ...]) -> None:
+    """Run the rows of the table of speeds on a GPU, each beside Hugging Face in the same process, and print it."""
+    from engine.bench import scheduler as benchmark  # noqa: PLC0415 - needs torch
+    from engine.bench import speed as table  # noqa: PLC0415 - needs torch
+    from engine.bench.session import run as run_benchmark  # noqa: PLC0415 - needs torch
+
+    if max(rows) > len(table.ROWS):
+        raise click.UsageError(f"there are {len(table.ROWS)} rows")
+
+    def run_scheduler(words: list[str]) -> "list[Result]":
+        more = [word for pair in pairs for word in ("--set", pair)]
+        options = SchedulerOptions(**scheduler.make_context("scheduler", words + more).params)
+        return run_benchmark(benchmark.BENCHMARK, options, *prepare(options))
+
+    hush_downloads()
+    table.run(run_scheduler, rows, against, repeat_runs)
 
 
 @cli.command("kv-append")

@@ -15,6 +15,8 @@ Arrival is when the engine is handed token ids, so it comes after tokenising. Of
     decode time         seconds inside decode steps; with chunked prefill some of a prefill that samples nothing may
                         still run on the GPU when the next decode step begins, and is then counted here
     completion tokens   all generated tokens, each request's first included
+    host time a step    decode time less the waiting for tokens, by the number of decode steps; launching and
+                        bookkeeping, which a GPU that is busy meanwhile hides
     throughput          completion tokens / total time; (completion,decode) divides by decode time, as the seeds do
 
 Over runs: a run gives one time and one throughput, and p50 and mean are taken over the measured runs. Requests give
@@ -59,12 +61,14 @@ class Counts:
 
     Attributes:
         decodes: Decode steps; `decode_seconds` is the time inside them.
+        wait_seconds: Of those, waiting for tokens.
         queried_tokens: Tokens of admitted sequences; `hit_tokens` are those of them that were in the prefix cache.
         notes: Steps that did something else than `kv_append` says, by what they did.
     """
 
     decodes: int
     decode_seconds: float
+    wait_seconds: float
     preemptions: int
     queried_tokens: int
     hit_tokens: int
@@ -77,17 +81,24 @@ class Counts:
         return cls(
             decodes=stats.decodes,
             decode_seconds=stats.decode_seconds,
+            wait_seconds=stats.wait_seconds,
             preemptions=stats.preemptions,
             queried_tokens=cache.queried_tokens,
             hit_tokens=cache.hit_tokens,
             notes=dict(core.runner.notes),
         )
 
+    @property
+    def host_seconds_a_step(self) -> float:
+        """Seconds of a decode step in which the host works and does not wait for tokens; NaN where there was none."""
+        return (self.decode_seconds - self.wait_seconds) / self.decodes if self.decodes else math.nan
+
     def since(self, before: "Counts") -> "Counts":
         """What was added."""
         return Counts(
             self.decodes - before.decodes,
             self.decode_seconds - before.decode_seconds,
+            self.wait_seconds - before.wait_seconds,
             self.preemptions - before.preemptions,
             self.queried_tokens - before.queried_tokens,
             self.hit_tokens - before.hit_tokens,

@@ -139,7 +139,7 @@ class RunOptions:
             ("max_num_seqs", self.max_batch_size, "--max-batch-size"),
             ("prefix_cache", False if self.no_prefix_cache else None, "--no-prefix-cache"),
             ("attention_backend", attention, "--paged-attn" if self.paged_attn else "--no-paged-attn"),
-            ("cuda_graph", True if self.cuda_graph else None, "--cuda-graph"),
+            ("cuda_graph", "buckets" if self.cuda_graph else None, "--cuda-graph"),
         ]
 
 

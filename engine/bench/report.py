@@ -143,10 +143,13 @@ def _counts_of_runs(result: Result) -> list[str]:
 
 
 def _besides(result: Result) -> list[str]:
-    """What makes numbers mean something else than they seem to, where it happened."""
+    """The host's share, and what makes numbers mean something else than they seem to, where it happened."""
     counts = [run.counts for run in result.runs]
     lines = []
     decodes = sum(one.decodes for one in counts)
+    if decodes:
+        host = [one.host_seconds_a_step * 1e3 for one in counts if one.decodes]
+        lines.append(f"Host time a decode step p50/mean: {_pair(host, 3)} ms, without waiting for tokens")
     for note, times in sum((Counter(one.notes) for one in counts), Counter[str]()).items():
         lines.append(f"kv_append did {note}: in {times} of {decodes} decode steps")
     preemptions = sum(one.preemptions for one in counts)
@@ -214,12 +217,16 @@ def to_json(results: list[Result]) -> str:
 
 
 def _result(result: Result) -> dict[str, object]:
+    [run.counts for run in result.runs]
     return {
         "mode": result.mode,
         **dataclasses.asdict(result.about),
         "warmup_runs": result.warmup_runs,
         "summary": {
             "decode_seconds": _spread([run.counts.decode_seconds for run in result.runs]),
+            "host_seconds_a_step": _spread(
+                [run.counts.host_seconds_a_step for run in result.runs if run.counts.decodes]
+            ),
             "total_seconds": _spread([run.total_seconds for run in result.runs]),
             "decode_throughput": _spread([run.decode_throughput for run in result.runs]),
             "throughput": _spread([run.throughput for run in result.runs]),

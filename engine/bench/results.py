@@ -73,7 +73,7 @@ class About:
             device=device_name(keys.device),
             versions=versions(),
             variants=dataclasses.asdict(llm.core.runner.variants),
-            config=dataclasses.asdict(llm.config) | {"num_blocks": keys.shape[1]},
+            config=dataclasses.asdict(llm.config) | {"num_blocks": llm.core.runner.num_blocks},
             requests=requests,
             flags=dataclasses.asdict(options),
             environment=tuple(environment),

@@ -27,7 +27,7 @@ class Decoder:
     def __init__(self, spec: ModelSpec, weights: Weights, cos_sin: Tensor | None, ops: Ops) -> None:
         self.spec = spec
         self.weights = weights
-        self._ops = ops
+        self.ops = ops
         self.rotary = [
             None if cos_sin is None else Rotary(cos_sin, layer.q_norm, layer.k_norm, spec.norm_eps)
             for layer in weights.layers
@@ -44,7 +44,7 @@ class Decoder:
         Returns:
             `[tokens, hidden_size]`.
         """
-        spec, weights, ops = self.spec, self.weights, self._ops
+        spec, weights, ops = self.spec, self.weights, self.ops
         tokens = len(token_ids)
         residual = ops.embed(token_ids, weights.embedding, positions, weights.position_embedding)
         x: Tensor | None = None
@@ -59,8 +59,7 @@ class Decoder:
                 if spec.gated:
                     x = ops.silu_and_mul(_linear(x, layer.up))
                 else:
-                    # The bias is the activation kernel's.
-                    x = ops.gelu(F.linear(x, layer.up.weight), layer.up.bias, spec.activation)
+                    x = ops.linear_gelu(x, layer.up.weight, layer.up.bias, spec.activation)
                 x = _linear(x, layer.down)
         assert x is not None
         return ops.add_norm(x, residual, weights.final_norm, spec.norm_eps, spec.norm)
@@ -68,12 +67,12 @@ class Decoder:
     def _add_norm(self, x: Tensor | None, residual: Tensor, layer: int) -> Tensor:
         norm = self.weights.layers[layer].attention_norm
         if x is None:
-            return self._ops.add_norm(residual, None, norm, self.spec.norm_eps, self.spec.norm)
-        return self._ops.add_norm(x, residual, norm, self.spec.norm_eps, self.spec.norm)
+            return self.ops.add_norm(residual, None, norm, self.spec.norm_eps, self.spec.norm)
+        return self.ops.add_norm(x, residual, norm, self.spec.norm_eps, self.spec.norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[rows, vocab_size]` of hidden states `[rows, hidden_size]`."""
-        return F.linear(hidden, self.weights.head)
+        return F.linear(hidden, self.weights.head)[:, : self.spec.vocab_size]
 
 
 def _linear(x: Tensor, linear: Linear) -> Tensor:

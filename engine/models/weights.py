@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every torch program uses
 from torch import Tensor
 
 from engine.models.spec import ModelSpec
 from engine.ops.interface import Norm
+
+ROW_MULTIPLE = 64
 
 
 class TensorSource(Protocol):
@@ -47,7 +50,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Weights:
-    """All of a decoder; `position_embedding` is `[max_positions, hidden]`, where the model learned one."""
+    """All of a decoder.
+
+    Attributes:
+        embedding: `[rows, hidden]`, at least as many rows as the vocabulary has tokens; likewise `head`.
+        position_embedding: `[max_positions, hidden]`, where the model learned one.
+    """
 
     embedding: Tensor
     position_embedding: Tensor | None
@@ -73,6 +81,12 @@ def _tensors(part: object) -> list[Tensor]:
     return []
 
 
+def _rows_filled_up(weight: Tensor) -> Tensor:
+    """With rows of zeros up to a multiple of `ROW_MULTIPLE`: products with odd numbers of columns are slow."""
+    missing = -len(weight) % ROW_MULTIPLE
+    return F.pad(weight, (0, 0, 0, missing)) if missing else weight
+
+
 def gpt2_weights(spec: ModelSpec, source: TensorSource) -> Weights:
     """GPT-2's names; its linear layers are stored `[in, out]`."""
     hidden, inner = spec.hidden_size, spec.intermediate_size
@@ -95,13 +109,13 @@ def gpt2_weights(spec: ModelSpec, source: TensorSource) -> Weights:
         )
         for i in range(spec.num_layers)
     )
-    embedding = source.get("wte.weight", spec.vocab_size, hidden)
+    embedding = _rows_filled_up(source.get("wte.weight", spec.vocab_size, hidden))
     return Weights(
         embedding=embedding,
         position_embedding=source.get("wpe.weight", spec.max_positions, hidden),
         layers=layers,
         final_norm=norm("ln_f"),
-        head=embedding if spec.tied else source.get("lm_head.weight", spec.vocab_size, hidden),
+        head=embedding if spec.tied else _rows_filled_up(source.get("lm_head.weight", spec.vocab_size, hidden)),
     )
 
 
@@ -137,13 +151,13 @@ def llama_weights(spec: ModelSpec, source: TensorSource) -> Weights:
             *head_norms,
         )
 
-    embedding = source.get("embed_tokens.weight", spec.vocab_size, hidden)
+    embedding = _rows_filled_up(source.get("embed_tokens.weight", spec.vocab_size, hidden))
     return Weights(
         embedding=embedding,
         position_embedding=None,
         layers=tuple(layer(f"layers.{i}") for i in range(spec.num_layers)),
         final_norm=Norm(source.get("norm.weight", hidden)),
-        head=embedding if spec.tied else source.get("lm_head.weight", spec.vocab_size, hidden),
+        head=embedding if spec.tied else _rows_filled_up(source.get("lm_head.weight", spec.vocab_size, hidden)),
     )
 
 

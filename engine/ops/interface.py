@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+
+from kernels.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class Ops(Protocol):
         """
         ...
 
-    def gelu(self, x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
-        """The GELU of `x + bias`, of the kind that a config names."""
+    def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+        """The GELU, of the kind that a config names, of `x @ weight.T + bias`; `weight` is `[out, in]`."""
         ...
 
     def silu_and_mul(self, x: Tensor) -> Tensor:
@@ -102,4 +105,20 @@ class Ops(Protocol):
             seeds: int64 `[batch]`.
             positions: `[batch]`, of the token in its output, which with the seed makes its random numbers.
         """
+        ...
+
+    def reserve_sampling(self, batch: int, vocab: int, device: torch.device) -> None:
+        """Make room for `sample_and_advance` with so many rows; what it uses then stays where it is."""
+        ...
+
+    def sample_and_advance(self, logits: Tensor, rows: Rows, dummy_block: int) -> None:
+        """Sample a token for every running row, and move the row on by it.
+
+        A row finishes when the token is one of its stop ids or makes it as long as it may be; then it keeps that token,
+        and stands at position 0 of the dummy block.
+        """
+        ...
+
+    def patch_state(self, state: Tensor, patches: Tensor) -> None:
+        """Write elements of an int32 state; patches `[n, 3]` are element, element to copy or -1, value."""
         ...

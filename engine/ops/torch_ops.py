@@ -6,9 +6,10 @@ from torch import Tensor
 
 from engine.ops.interface import Norm, Rotary
 from kernels import reference
+from kernels.rows import Rows
 
-_TANH_GELUS = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh")
-GELUS = ("gelu", "gelu_python", "quick_gelu", *_TANH_GELUS)
+TANH_GELUS = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh")
+GELUS = ("gelu", "gelu_python", "quick_gelu", *TANH_GELUS)
 
 
 class TorchOps:
@@ -28,12 +29,11 @@ class TorchOps:
             return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, eps)
         return _rms_norm(x, norm.weight, eps)
 
-    def gelu(self, x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
-        if bias is not None:
-            x = x + bias
+    def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+        x = F.linear(x, weight, bias)
         if kind == "quick_gelu":
             return x * torch.sigmoid(1.702 * x)
-        return F.gelu(x, approximate="tanh" if kind in _TANH_GELUS else "none")
+        return F.gelu(x, approximate="tanh" if kind in TANH_GELUS else "none")
 
     def silu_and_mul(self, x: Tensor) -> Tensor:
         gate, up = x.chunk(2, -1)
@@ -76,6 +76,24 @@ class TorchOps:
 
     def sample(self, logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
         return reference.sample(logits, temperatures, seeds, positions)
+
+    def reserve_sampling(self, batch: int, vocab: int, device: torch.device) -> None:
+        pass
+
+    def sample_and_advance(self, logits: Tensor, rows: Rows, dummy_block: int) -> None:
+        token = reference.sample(logits, rows.temperatures, rows.seeds, rows.positions - rows.before_output)
+        running, length = rows.finished == 0, rows.seq_lens + 1
+        stops = (length >= rows.max_lens) | (rows.stop_ids == token[:, None]).any(1)
+        ends, goes_on = running & stops, running & ~stops
+        rows.token_ids.copy_(torch.where(running, token, rows.token_ids))
+        rows.finished.masked_fill_(ends, 1)
+        rows.positions.add_(goes_on).masked_fill_(ends, 0)
+        rows.seq_lens.add_(goes_on).masked_fill_(ends, 1)
+        rows.block_table[:, 0].masked_fill_(ends, dummy_block)
+
+    def patch_state(self, state: Tensor, patches: Tensor) -> None:
+        targets, sources, values = patches.long().unbind(1)
+        state[targets] = torch.where(sources >= 0, state[sources.clamp(min=0)], values.to(state.dtype))
 
 
 def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:

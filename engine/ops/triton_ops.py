@@ -1,15 +1,18 @@
 """The small operations as kernels: one launch each."""
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every torch program uses
 from torch import Tensor
 
 from engine.ops.interface import Norm, Rotary
+from engine.ops.torch_ops import TANH_GELUS
 from kernels import block_ops, kv_append
 from kernels import rotary as rotary_kernels
 from kernels.activation import bias_gelu, silu_and_mul
 from kernels.embedding import embed
 from kernels.norms import add_layer_norm, add_rms_norm
-from kernels.sampling import BLOCK_V, SamplingWorkspace, sample, sampling_workspace
+from kernels.rows import Rows
+from kernels.sampling import BLOCK_V, SamplingWorkspace, sample, sample_and_advance, sampling_workspace
 from kernels.sizes import cdiv
 
 
@@ -19,6 +22,8 @@ class TritonOps:
     def __init__(self) -> None:
         self._check = True
         self._workspace: SamplingWorkspace | None = None
+        # Of steps on the device: recorded launches know where it is, so it is never replaced by a larger one.
+        self._reserved: SamplingWorkspace | None = None
 
     def trust_arguments(self) -> None:
         self._check = False
@@ -33,8 +38,13 @@ class TritonOps:
             return add_layer_norm(x, residual, norm.weight, norm.bias, eps, check=self._check)
         return add_rms_norm(x, residual, norm.weight, eps, check=self._check)
 
-    def gelu(self, x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
-        return bias_gelu(x, bias, kind, check=self._check)
+    def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+        if bias is not None and kind in TANH_GELUS and x.dtype != torch.float32:
+            # Where the product is cuBLASLt's its epilogue has both, by tanh: no kernel of its own.
+            out: Tensor = torch._addmm_activation(bias, x, weight.T, use_gelu=True)  # noqa: SLF001
+            return out
+        # The bias is the activation kernel's.
+        return bias_gelu(F.linear(x, weight), bias, kind, check=self._check)
 
     def silu_and_mul(self, x: Tensor) -> Tensor:
         return silu_and_mul(x, check=self._check)
@@ -93,3 +103,13 @@ class TritonOps:
             self._workspace = sampling_workspace(batch, vocab, logits.device)
         out = torch.empty(batch, dtype=torch.int64, device=logits.device)
         return sample(logits, temperatures, seeds, positions, out=out, workspace=self._workspace, check=self._check)
+
+    def reserve_sampling(self, batch: int, vocab: int, device: torch.device) -> None:
+        self._reserved = sampling_workspace(batch, vocab, device)
+
+    def sample_and_advance(self, logits: Tensor, rows: Rows, dummy_block: int) -> None:
+        assert self._reserved is not None
+        sample_and_advance(logits, rows, dummy_block, workspace=self._reserved, check=self._check)
+
+    def patch_state(self, state: Tensor, patches: Tensor) -> None:
+        block_ops.patch_state(state, patches, check=self._check)

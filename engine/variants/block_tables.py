@@ -240,3 +240,8 @@ class Resident:
             self._staging.send(patches)
             self._ops.patch_block_table(self._table, patches)
         return self._table[None, : self._batch]
+
+
+@BLOCK_TABLES.register("in_graph")
+class InGraph(Resident):
+    """As `resident`, with all else that a step needs: it samples and moves on without the host (`DeviceLoop`)."""

@@ -8,8 +8,38 @@ from torch import Tensor
 
 from engine.ops.interface import Ops
 from engine.sequence import Sequence
-from engine.staging import Staging
+from engine.staging import Arrival, Returns, Staging
+from engine.stream import stream_of
 from engine.variants.registry import Registry
+
+
+class Tokens(Protocol):
+    """What a step sampled, which may still be on its way."""
+
+    def wait(self) -> list[int]:
+        """The tokens, once they are on the host."""
+        ...
+
+
+class Known:
+    """Tokens that are on the host."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = tokens
+
+    def wait(self) -> list[int]:
+        return self._tokens
+
+
+class _Arriving:
+    """Tokens that an asynchronous copy brings."""
+
+    def __init__(self, arrival: Arrival) -> None:
+        self._arrival = arrival
+
+    def wait(self) -> list[int]:
+        tokens: list[int] = self._arrival.numpy().tolist()
+        return tokens
 
 
 class Sampler(Protocol):
@@ -17,8 +47,8 @@ class Sampler(Protocol):
 
     def __init__(self, ops: Ops, device: torch.device) -> None: ...
 
-    def sample(self, logits: Tensor, seqs: list[Sequence], positions: Tensor) -> tuple[list[int], Tensor | None]:
-        """Sample, and wait for the result.
+    def sample(self, logits: Tensor, seqs: list[Sequence], positions: Tensor) -> tuple[Tokens, Tensor | None]:
+        """Sample, and begin to bring the result to the host.
 
         Args:
             logits: `[batch, vocab]`.
@@ -30,6 +60,9 @@ class Sampler(Protocol):
         """
         ...
 
+
+# Rows of the first buffers.
+_LEAST_ROWS = 1024
 
 SAMPLERS: Registry[Sampler] = Registry("sampler", "how tokens are chosen and reach the host")
 
@@ -72,12 +105,12 @@ class ItemLoop:
         self._ops = ops
         self._parameters = _Parameters(device)
 
-    def sample(self, logits: Tensor, seqs: list[Sequence], positions: Tensor) -> tuple[list[int], Tensor | None]:
+    def sample(self, logits: Tensor, seqs: list[Sequence], positions: Tensor) -> tuple[Tokens, Tensor | None]:
         if _greedy(seqs):
-            return [int(row.argmax().item()) for row in logits], None
+            return Known([int(row.argmax().item()) for row in logits]), None
         parameters = self._parameters.of(seqs, positions)
         rows = [[values[i : i + 1] for values in (logits, *parameters)] for i in range(len(seqs))]
-        return [int(self._ops.sample(*row).item()) for row in rows], None
+        return Known([int(self._ops.sample(*row).item()) for row in rows]), None
 
 
 @SAMPLERS.register("batched")
@@ -88,7 +121,30 @@ class Batched:
         self._ops = ops
         self._parameters = _Parameters(device)
 
-    def sample(self, logits: Tensor, seqs: list[Sequence], positions: Tensor) -> tuple[list[int], Tensor | None]:
-        greedy = _greedy(seqs)
-        tokens = logits.argmax(-1) if greedy else self._ops.sample(logits, *self._parameters.of(seqs, positions))
-        return tokens.tolist(), tokens
+    def sample(self, logits: Tensor, seqs: list[Sequence], positions: Tensor) -> tuple[Tokens, Tensor | None]:
+        tokens = self._choose(logits, seqs, positions)
+        return Known(tokens.tolist()), tokens
+
+    def _choose(self, logits: Tensor, seqs: list[Sequence], positions: Tensor) -> Tensor:
+        if _greedy(seqs):
+            return logits.argmax(-1)
+        return self._ops.sample(logits, *self._parameters.of(seqs, positions))
+
+
+@SAMPLERS.register("on_device")
+class OnDevice(Batched):
+    """All sequences at once; one copy into pinned memory that nothing waits for until tokens are looked at."""
+
+    def __init__(self, ops: Ops, device: torch.device) -> None:
+        super().__init__(ops, device)
+        self._stream = stream_of(device)
+        self._device = device
+        self._returns = Returns(_LEAST_ROWS, device, self._stream)
+        self._room = _LEAST_ROWS
+
+    def sample(self, logits: Tensor, seqs: list[Sequence], positions: Tensor) -> tuple[Tokens, Tensor | None]:
+        tokens = self._choose(logits, seqs, positions).int()
+        if len(seqs) > self._room:
+            self._room = 2 * len(seqs)
+            self._returns = Returns(self._room, self._device, self._stream)
+        return _Arriving(self._returns.fetch(tokens)), tokens

@@ -141,3 +141,19 @@ def hf_generate(model, prompt, max_new_tokens):
         )
     best = torch.stack([logits[0].topk(2).values for logits in out.logits])
     return out.sequences[0, len(prompt) :].tolist(), (best[:, 0] - best[:, 1]).tolist()
+
+
+def fit(case):
+    """Change values of axes that do not go with the others of a case."""
+    if case["block_tables"] == "in_graph" or case["overlap"] == "on":
+        case |= {"block_tables": "in_graph", "inputs": "on_device", "sampler": "on_device", "dense_mask": "off"}
+        if case["kv_append"] not in {"fused", "slot_mapping"}:
+            case["kv_append"] = "fused"
+    else:
+        case["graph_sampling"] = "outside"
+    if case["sampler"] == "item_loop" and case["inputs"] == "on_device":
+        case["inputs"] = "packed_pinned"
+    if case["kv_append"] not in {"fused", "slot_mapping"}:
+        case["cuda_graph"] = "off"
+    if case["cuda_graph"] == "off":
+        case["graph_sampling"] = "outside"

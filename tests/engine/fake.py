@@ -18,11 +18,13 @@ import torch
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.llm import LLM
+from engine.machine import Machine
 from engine.models.spec import ModelSpec
 from engine.ops.interface import Rotary
 from engine.ops.torch_ops import TorchOps
-from engine.runner import Machine, Runner
+from engine.runner import Runner
 from engine.sequence import FinishReason
+from engine.stream import Immediate
 from engine.tokenizer import ByteTokenizer
 from engine.variants.choice import choose
 from kernels import reference
@@ -179,16 +181,31 @@ class FakeOps(TorchOps):
         super().copy_blocks(k_cache, v_cache, pairs)
 
 
+def again_as_it_was(work):
+    """Stands in for a CUDA graph: runs the work, and the same work each time it is replayed."""
+    work()
+    return work
+
+
 DEFAULTS = {"max_model_len": 64, "num_blocks": 64, "block_size": 4}
 
 
-def make_core(*, eos=(), rope=False, **options):
-    """A core around a fake model, its cache full of poison; `options` are `EngineConfig`'s."""
+def make_core(*, eos=(), rope=False, stream=None, **options):
+    """A core around a fake model, its cache full of poison; `options` are `EngineConfig`'s.
+
+    Where they ask for CUDA graphs, steps are closures over what there is when they are recorded.
+    """
     config = EngineConfig.from_options(**DEFAULTS | options)
     model, device = FakeModel(eos=eos, rope=rope), torch.device("cpu")
-    variants = choose(config, model.spec, device, torch.float64)
-    machine = Machine(model, FakeOps(), FakeAttention(), device, torch.float64)
-    core = EngineCore(Runner(machine, config, variants, config.max_model_len, config.num_blocks), config)
+    variants = choose(config, model.spec, device, torch.float64, simulated=True)
+    machine = Machine(
+        model, FakeOps(), FakeAttention(), device, torch.float64, stream or Immediate(), lambda: again_as_it_was
+    )
+    runner = Runner(machine, config, variants, config.max_model_len, config.num_blocks)
+    runner.cache.keys.zero_()
+    runner.cache.values.zero_()
+    runner.capture()
+    core = EngineCore(runner, config)
     poison_free_blocks(core)
     return core
 

@@ -167,8 +167,8 @@ FAILURES = [
     (("--set", "blok_size=3", "x"), "unknown option 'blok_size'; did you mean 'block_size'?"),
     (("--set", "block_size=3.5", "x"), "block_size must be an integer, but is '3.5'"),
     (("--set", "block_size=0", "x"), "block_size must be at least 1, but is 0"),
-    (("--set", "cuda_graph=exact", "x"), "cuda_graph is not built yet"),
-    (("--set", "block_tables=in_graph", "x"), "block_tables='in_graph' is not built yet"),
+    (("--set", "max_inflight=3", "x"), "max_inflight is not built yet"),
+    (("--set", "admission=pack", "x"), "admission='pack' is not built yet"),
     (("--set", "inputs=paper", "x"), "unknown value of inputs 'paper'; there are per_tensor, packed_pinned, on_device"),
     (
         ("--dtype", "float32", "--set", "dtype=float64", "x"),
@@ -343,8 +343,8 @@ def test_lists_are_complete_and_fit(run, monkeypatch, columns):
 
 def test_defaults_are_marked(run):
     words = " ".join(run("variants")[1].split())
-    assert words.count("[default on a CPU]") == words.count("[default on a GPU]") == 3
-    assert words.count("[default]") == len(AXES) - 3
+    assert words.count("[default on a CPU]") == words.count("[default on a GPU]") == 8
+    assert words.count("[default]") == len(AXES) - 8
 
 
 def test_every_command_has_help(run):
@@ -365,7 +365,7 @@ def test_every_command_has_help(run):
         "from engine.cli import main; assert main(['generate', '--help']) == 0",
         "from engine.bench.cli import main; assert main(['scheduler', '--help']) == 0",
         "from engine.bench.cli import main; assert main(['streaming', '--nonsense']) == 2",
-        "from engine.bench.cli import main; assert main(['scheduler', '--hf-model-id', 'x', '--cuda-graph']) == 2",
+        "from engine.bench.cli import main; assert main(['scheduler', '--hf-model-id', 'x', '--top-k', '3']) == 2",
     ],
 )
 def test_help_and_slips_do_not_wait_for_torch(program):

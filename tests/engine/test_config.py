@@ -48,11 +48,7 @@ WRONG = [
     ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization must be over 0 and at most 1, but is 1.5"),
     ({"block_size": None}, "block_size must be an integer, but is None"),
     # What later work will build.
-    ({"cuda_graph": "exact"}, "cuda_graph is not built yet"),
-    ({"overlap": True}, "overlap is not built yet"),
     ({"max_inflight": 8}, "max_inflight is not built yet"),
-    ({"block_tables": "in_graph"}, "block_tables='in_graph' is not built yet"),
-    ({"sampler": "on_device"}, "sampler='on_device' is not built yet"),
     ({"admission": "pack"}, "admission='pack' is not built yet"),
     ({"attention_backend": "hf"}, "attention_backend='hf' is not built yet"),
 ]
@@ -69,17 +65,78 @@ def test_defaults_of_a_cpu_and_of_a_gpu():
     here, there = chosen(), chosen(GPU, torch.bfloat16)
     assert (here.attention_backend, here.ops, here.kv_append) == ("reference", "torch", "slot_mapping")
     assert (there.attention_backend, there.ops, there.kv_append) == ("triton", "triton", "fused")
-    for variants in (here, there):
-        assert (variants.block_tables, variants.inputs, variants.sampler) == ("resident", "on_device", "batched")
+    assert (here.block_tables, here.inputs, here.sampler) == ("resident", "on_device", "batched")
+    assert (here.cuda_graph, here.graph_sampling, here.overlap) == ("off", "outside", "off")
+    assert (there.block_tables, there.inputs, there.sampler) == ("in_graph", "on_device", "on_device")
+    assert (there.cuda_graph, there.graph_sampling, there.overlap) == ("buckets", "inside", "on")
 
 
 def test_auto_follows_what_is_asked_for():
     assert chosen(sampler="item_loop").inputs == "packed_pinned"
+    for asked in ({"sampler": "batched"}, {"inputs": "packed_pinned"}, {"block_tables": "shared_pinned"}):
+        found = chosen(GPU, torch.bfloat16, **asked)
+        assert found.block_tables == asked.get("block_tables", "resident")
+        assert (found.cuda_graph, found.graph_sampling, found.overlap) == ("buckets", "outside", "off")
+    found = chosen(GPU, torch.bfloat16, kv_append="triton")
+    assert (found.block_tables, found.cuda_graph, found.overlap) == ("resident", "off", "off")
+    assert chosen(GPU, torch.bfloat16, attention_backend="reference").cuda_graph == "off"
+    found = chosen(overlap="on")
+    assert (found.block_tables, found.sampler, found.cuda_graph) == ("in_graph", "on_device", "off")
     assert chosen(GPU, torch.float64).attention_backend == "reference"
     assert chosen(GPU, torch.bfloat16, block_size=8).attention_backend == "reference"
 
 
 COMBINATIONS = [
+    (
+        {"block_tables": "in_graph", "sampler": "item_loop"},
+        (
+            "block_tables='in_graph' cannot have sampler='item_loop', which needs the host in every step; "
+            "sampler='on_device' is what fits it"
+        ),
+    ),
+    (
+        {"block_tables": "in_graph", "sampler": "batched"},
+        (
+            "block_tables='in_graph' cannot have sampler='batched', which needs the host in every step; "
+            "sampler='on_device' is what fits it"
+        ),
+    ),
+    (
+        {"block_tables": "in_graph", "kv_append": "torch_indexed"},
+        (
+            "block_tables='in_graph' cannot have kv_append='torch_indexed', which needs the host in every step; "
+            "kv_append='fused' is what fits it"
+        ),
+    ),
+    (
+        {"overlap": "on", "block_tables": "resident"},
+        (
+            "overlap='on' needs block_tables='in_graph': with 'resident' the host must know a step's tokens before "
+            "it can launch the next"
+        ),
+    ),
+    (
+        {"cuda_graph": "exact"},
+        "cuda_graph='exact' needs a GPU; cuda_graph='off' runs the same steps on a CPU",
+    ),
+    (
+        {"cuda_graph": "buckets", "kv_append": "triton", "device_": GPU, "dtype_": torch.bfloat16},
+        (
+            "cuda_graph='buckets' cannot have kv_append='triton', whose index tensors the host builds in each step; "
+            "kv_append='fused' or 'slot_mapping' can be captured"
+        ),
+    ),
+    (
+        {"graph_sampling": "inside", "cuda_graph": "off", "device_": GPU, "dtype_": torch.bfloat16},
+        "graph_sampling='inside' needs cuda_graph='exact' or 'buckets': there is no graph to sample in",
+    ),
+    (
+        {"graph_sampling": "inside", "block_tables": "resident", "device_": GPU, "dtype_": torch.bfloat16},
+        (
+            "graph_sampling='inside' needs block_tables='in_graph', which has sampling's parameters on the device; "
+            "'resident' has not"
+        ),
+    ),
     (
         {"attention_backend": "triton"},
         "attention_backend='triton' needs a GPU (or TRITON_INTERPRET=1, which is slow)",

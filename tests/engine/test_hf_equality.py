@@ -7,9 +7,9 @@ import torch
 
 from engine import LLM, SamplingParams
 from engine.variants.attention import ReferenceAttention
-from engine.variants.choice import AXES, NEEDS_TRITON
+from engine.variants.choice import AXES, NEEDS_GPU, NEEDS_TRITON
 from engine.variants.kv_append import SlotMapping
-from tests.engine.checkpoints import FAMILIES, LEAST_GAP, hf_generate, random_prompts
+from tests.engine.checkpoints import FAMILIES, LEAST_GAP, fit, hf_generate, random_prompts
 from tests.pairwise import pairwise
 
 # Around the edges of blocks of 4 and 16, shorter and longer than the windows.
@@ -65,7 +65,7 @@ VALUES = [
     (axis, value)
     for axis, values in AXES.items()
     for value in values.values
-    if (axis, value) not in NEEDS_TRITON and value != values.cpu
+    if (axis, value) not in NEEDS_TRITON | NEEDS_GPU and value != values.cpu
 ]
 
 
@@ -90,7 +90,10 @@ SERVING = {
 CASES = pairwise(
     {
         "family": FAMILIES,
-        **{axis: [v for v in values.values if (axis, v) not in NEEDS_TRITON] for axis, values in AXES.items()},
+        **{
+            axis: [v for v in values.values if (axis, v) not in NEEDS_TRITON | NEEDS_GPU]
+            for axis, values in AXES.items()
+        },
         **SERVING,
     }
 )
@@ -100,8 +103,7 @@ CASES = pairwise(
 def test_pairs_of_everything(checkpoints, oracle, case):
     case = dict(case)
     family, tokens = case.pop("family"), case.pop("tokens_in_cache")
-    if case["sampler"] == "item_loop" and case["inputs"] == "on_device":
-        case["inputs"] = "packed_pinned"
+    fit(case)
     llm = check(checkpoints, oracle, family, num_blocks=-(-tokens // case["block_size"]), **case)
     if tokens == 64 and case["mode"] != "naive" and case["max_num_seqs"] > 3:
         assert llm.core.stats.preemptions > 0

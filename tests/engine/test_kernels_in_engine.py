@@ -5,7 +5,7 @@ import torch
 
 from engine import LLM, ConfigError, SamplingParams
 from engine.variants.choice import AXES, NEEDS_TRITON
-from tests.engine.checkpoints import FAMILIES, hf_generate, random_prompts
+from tests.engine.checkpoints import FAMILIES, fit, hf_generate, random_prompts
 from tests.pairwise import pairwise
 
 ALL_KERNELS = {"attention_backend": "triton", "ops": "triton"}
@@ -15,6 +15,7 @@ FORMS = [
     *({"kv_append": value} for axis, value in sorted(NEEDS_TRITON) if axis == "kv_append"),
     *({**ALL_KERNELS, "kv_append": value} for value in AXES["kv_append"].values),
     *({**ALL_KERNELS, "block_tables": value} for value in AXES["block_tables"].values),
+    {**ALL_KERNELS, "block_tables": "in_graph", "kv_append": "fused", "overlap": "on"},
     {**ALL_KERNELS, "inputs": "per_tensor", "sampler": "item_loop"},
     {**ALL_KERNELS, "dtype": "float16"},
 ]
@@ -45,6 +46,8 @@ def test_sampling_kernels_draw_what_torch_draws(checkpoints):
     wanted = few_tokens(checkpoints, "llama", params, PROMPTS)
     assert wanted != few_tokens(checkpoints, "llama", SamplingParams(max_tokens=3), PROMPTS)
     assert few_tokens(checkpoints, "llama", params, PROMPTS, ops="triton") == wanted
+    assert few_tokens(checkpoints, "llama", params, PROMPTS, overlap="on") == wanted
+    assert few_tokens(checkpoints, "llama", params, PROMPTS, overlap="on", ops="triton") == wanted
     assert few_tokens(checkpoints, "llama", params, PROMPTS, sampler="item_loop") == wanted
     assert few_tokens(checkpoints, "llama", params, PROMPTS, mode="naive", ops="triton") == wanted
 
@@ -152,8 +155,7 @@ def test_each_value_of_each_axis_on_gpu(checkpoints, cuda_oracle, family, axis, 
 def test_pairs_of_everything_on_gpu(checkpoints, cuda_oracle, case, record_property):
     case = dict(case)
     family, tight = case.pop("family"), case.pop("tight")
-    if case["sampler"] == "item_loop" and case["inputs"] == "on_device":
-        case["inputs"] = "packed_pinned"
+    fit(case)
     if case["attention_backend"] == "reference":
         case["attention_launch"] = "fixed"
     if tight:
@@ -200,7 +202,7 @@ def test_sampling_on_gpu_depends_on_seed_and_position_alone(checkpoints):
     prompts = random_prompts(LENGTHS, 7)
     params = [SamplingParams(max_tokens=20, temperature=0.8, seed=i) for i in range(len(prompts))]
     outputs = []
-    for form in ({"sampler": "batched"}, {"sampler": "item_loop"}, {"ops": "torch"}, {"num_blocks": 12}):
+    for form in ({}, {"sampler": "batched"}, {"sampler": "item_loop"}, {"ops": "torch"}, {"num_blocks": 12}):
         options = {"device": "cuda", "dtype": "float32", "num_blocks": 256, "max_num_seqs": 16} | form
         llm = LLM(checkpoints.path("qwen2", 64), **options)
         outputs.append([output.token_ids for output in llm.generate(prompts, params)])
@@ -222,3 +224,35 @@ def test_memory_is_sized_after_a_warm_up(checkpoints, monkeypatch):
         on_gpu(checkpoints, "llama", [[1]], 1, num_blocks=None, gpu_memory_utilization=0.05)
     with pytest.raises(ConfigError, match=r"^the GPU's memory does not hold the weights, a step's activations and"):
         on_gpu(checkpoints, "llama", [[1]], 1, num_blocks=10**8)
+
+
+SERVED = [
+    *({"cuda_graph": graph, "overlap": overlap} for graph in ("exact", "buckets") for overlap in ("off", "on")),
+    {"cuda_graph": "buckets", "graph_sampling": "outside"},
+    {"cuda_graph": "off", "block_tables": "in_graph"},
+    {"cuda_graph": "exact", "block_tables": "resident"},
+    {"cuda_graph": "buckets", "block_tables": "staged_pinned"},
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", SERVED, ids=lambda form: "-".join(form.values()))
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_replays_serve_who_joins_ends_and_leaves_on_gpu(checkpoints, cuda_oracle, family, form, record_property):
+    prompts, wanted = cuda_oracle(family)
+    options = {"device": "cuda", "dtype": "float32", "num_blocks": 64, "max_num_seqs": 5} | form
+    llm = LLM(checkpoints.path(family, 64), **options)
+    got, coming, step = {}, list(range(len(prompts))), 0
+    llm.add_request([7] * 9, SamplingParams(max_tokens=90), "given up")
+    while coming or llm.has_work:
+        if coming and step % 3 == 0:
+            i = coming.pop(0)
+            llm.add_request(prompts[i], SamplingParams(max_tokens=NEW_TOKENS), str(i))
+        if step == 14:
+            llm.abort("given up")
+        for increment in llm.step():
+            got.setdefault(increment.request_id, []).extend(increment.token_ids)
+        step += 1
+    llm.core.check_integrity()
+    ours = [got[str(i)] for i in range(len(prompts))]
+    assert_clear_choices_equal(checkpoints, family, prompts, ours, wanted, record_property)

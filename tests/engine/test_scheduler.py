@@ -56,6 +56,7 @@ class Engine:
             seq.tokens.append(next(self._tokens))
             if seq.num_output == seq.params.max_tokens:
                 self.scheduler.remove(seq)
+                self.blocks.release(seq)
                 del self.seqs[seq.request_id]
         self.blocks.check_integrity(self.seqs.values())
         prefill = [f"{chunk.seq.request_id}:{chunk.start}-{chunk.end} " for chunk in plan.prefill]
@@ -314,7 +315,9 @@ def test_a_request_can_be_removed_wherever_it_is(name):
     engine = Engine(max_num_batched_tokens=3, max_active=2).add("a", 2).add("bc", 3)
     engine.step()
     assert (engine.seqs["a"].prefilled, engine.seqs["b"].prefilled, engine.waiting) == (True, False, "c")
-    engine.scheduler.remove(engine.seqs.pop(name))
+    seq = engine.seqs.pop(name)
+    engine.scheduler.remove(seq)
+    engine.blocks.release(seq)
     engine.blocks.check_integrity(engine.seqs.values())
     assert name not in engine.running + engine.waiting
     assert all(name not in step for step in engine.steps(3))

@@ -45,7 +45,8 @@ class Traced:
 @pytest.fixture
 def traced(checkpoints, tmp_path):
     def trace(family="gpt2", *, batch=4, length=6, steps=3, options=None, **params):
-        llm = LLM(checkpoints.path(family, 64), num_blocks=64, max_num_seqs=16, **(options or {}))
+        options = {"num_blocks": 64, "max_num_seqs": 16} | (options or {})
+        llm = LLM(checkpoints.path(family, 64), **options)
         return Traced(tmp_path / "trace.json", llm, batch=batch, length=length, steps=steps, **params)
 
     return trace
@@ -98,6 +99,8 @@ def test_threads_of_their_own_have_ranges_too(tmp_path):
 # On a GPU: each variant's work in a steady step, of two layers and four sequences unless said.
 
 L, B = 2, 4
+# What is varied one axis at a time.
+EAGER = {"block_tables": "resident", "sampler": "batched", "cuda_graph": "off"}
 WHERE = {"block_tables": (BUILD, SEND), "inputs": (INPUTS,), "sampler": (SAMPLE,), "dense_mask": (MASK,)}
 METRICS = ("h2d_pageable_copies", "h2d_pinned_copies", "syncs", "kernel_launches")
 STEADY = [
@@ -117,26 +120,26 @@ STEADY = [
 @pytest.mark.gpu
 @pytest.mark.parametrize(("axis", "value", "pageable", "pinned", "syncs", "launches"), STEADY)
 def test_a_steady_step(traced, axis, value, pageable, pinned, syncs, launches):
-    trace = traced(options={axis: value})
+    trace = traced(options=EAGER | {axis: value})
     assert [trace.count(m, *WHERE[axis]) for m in METRICS] == [pageable, pinned, syncs, launches]
 
 
 @pytest.mark.gpu
 def test_a_buffer_as_large_as_the_batch_is_pinned_after_all(traced):
-    trace = traced(batch=16, options={"block_tables": "staged_layer_major"})
+    trace = traced(batch=16, options=EAGER | {"block_tables": "staged_layer_major"})
     assert [trace.count(m, BUILD, SEND) for m in METRICS] == [0, 1, 0, 0]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_step_into_new_blocks_is_one_copy_and_one_kernel(traced, batch):
-    trace = traced(batch=batch, length=EDGE, steps=1, options={"block_tables": "resident"})
+    trace = traced(batch=batch, length=EDGE, steps=1, options=EAGER)
     assert [trace.count(m, BUILD, SEND) for m in METRICS] == [0, 1, 0, 1]
 
 
 @pytest.mark.gpu
 def test_the_dense_mask_is_launches_and_no_copies(traced):
-    trace = traced(options={"dense_mask": "on"})
+    trace = traced(options=EAGER | {"dense_mask": "on"})
     assert trace.count("kernel_launches", MASK) >= 4
     assert [trace.count(m, MASK) for m in METRICS[:3]] == [0, 0, 0]
 
@@ -155,7 +158,7 @@ APPENDS = [
 @pytest.mark.gpu
 @pytest.mark.parametrize(("value", "copies", "outside", "inside"), APPENDS)
 def test_appends_of_a_steady_step(traced, value, copies, outside, inside):
-    trace = traced(options={"kv_append": value})
+    trace = traced(options=EAGER | {"kv_append": value})
     assert trace.count("h2d_pageable_copies", APPEND_AFTER, APPEND_INSIDE) == copies
     assert trace.count("syncs", APPEND_AFTER, APPEND_INSIDE) == copies
     assert trace.count("kernel_launches", APPEND_AFTER) == outside
@@ -164,7 +167,7 @@ def test_appends_of_a_steady_step(traced, value, copies, outside, inside):
 
 @pytest.mark.gpu
 def test_fused_with_rotary_computes_slots_once_a_step(traced):
-    trace = traced("llama", options={"kv_append": "fused"})
+    trace = traced("llama", options=EAGER | {"kv_append": "fused"})
     assert [trace.count("kernel_launches", path) for path in (APPEND_AFTER, APPEND_INSIDE)] == [1, 0]
 
 
@@ -172,7 +175,7 @@ def test_fused_with_rotary_computes_slots_once_a_step(traced):
 @pytest.mark.parametrize(("value", "each"), [("item_loop", B), ("batched", 1)])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_samplers(traced, value, each, temperature):
-    trace = traced(options={"sampler": value}, temperature=temperature)
+    trace = traced(options=EAGER | {"sampler": value}, temperature=temperature)
     assert [trace.count(m, SAMPLE) for m in ("d2h_copies", "syncs", "h2d_copies")] == [each, each, 0]
 
 
@@ -182,15 +185,41 @@ def test_samplers(traced, value, each, temperature):
 )
 def test_launches_of_greedy_samplers(traced, value, inputs, launches):
     # With inputs on the device, one of the two hands tokens to the next step.
-    trace = traced(options={"sampler": value, "inputs": inputs})
+    trace = traced(options=EAGER | {"sampler": value, "inputs": inputs})
     assert trace.count("kernel_launches", SAMPLE) == launches
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("family", "a_layer"), [("gpt2", 8), ("llama", 8)])
-def test_a_default_step_sends_nothing_and_waits_once(traced, family, a_layer):
-    trace = traced(family)
+def test_an_eager_step_sends_nothing_and_waits_once(traced, family, a_layer):
+    trace = traced(family, options=EAGER)
     assert [trace.count(m, STEP) for m in ("h2d_copies", "d2h_copies", "syncs")] == [0, 1, 1]
     layers = [trace.count("kernel_launches", path) // L for path in (ATTENTION, MLP)]
     # Some matrix products are two launches, a split of the sum and its end.
     assert sum(layers) <= a_layer + 4
+
+
+# Each step whole: graph launches, other launches, copies to the device and to the host, waits.
+WHOLE = ("graph_launches", "kernel_launches", "h2d_copies", "d2h_copies", "syncs")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("cuda_graph", ["exact", "buckets"])
+@pytest.mark.parametrize("overlap", ["on", "off"])
+def test_a_steady_step_is_one_launch_and_one_copy(traced, family, cuda_graph, overlap):
+    trace = traced(family, before=5, length=8, options={"cuda_graph": cuda_graph, "overlap": overlap})
+    assert [trace.count(metric, STEP) for metric in WHOLE] == [1, 0, 0, 1, 1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_step_on_the_device_into_new_blocks_is_one_copy_and_one_kernel_more(traced, batch):
+    trace = traced(batch=batch, before=5, length=EDGE, steps=1)
+    assert [trace.count(metric, STEP) for metric in WHOLE] == [1, 1, 1, 1, 1]
+
+
+@pytest.mark.gpu
+def test_sampling_outside_of_the_graph_is_two_launches_more(traced):
+    trace = traced(before=5, length=8, options={"graph_sampling": "outside"})
+    assert [trace.count(metric, STEP) for metric in WHOLE] == [1, 2, 0, 1, 1]

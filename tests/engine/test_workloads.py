@@ -197,7 +197,7 @@ def test_more_steps_than_the_context_has(capture):
 ON_A_CPU = {
     "block_tables": list(BY_NAME["decode"].axes["block_tables"].values),
     "inputs": ["per_tensor", "packed_pinned", "on_device"],
-    "sampler": ["item_loop", "batched"],
+    "sampler": ["item_loop", "batched", "on_device"],
     "kv_append": ["torch_indexed", "slot_mapping", "fused"],
 }
 
@@ -217,6 +217,14 @@ def test_variants_come_to_the_same(expected, chosen):
         with pytest.raises(ConfigError):
             after("decode", 1, **DECODE, **chosen)
         chosen = {**chosen, "inputs": "packed_pinned"}
+    if chosen["block_tables"] == "in_graph":
+        fits = {"inputs": {"on_device"}, "sampler": {"on_device"}, "kv_append": {"slot_mapping", "fused"}}
+        if any(chosen[axis] not in values for axis, values in fits.items()):
+            with pytest.raises(ConfigError):
+                after("decode", 1, **DECODE, **chosen)
+        append = "fused" if chosen["kv_append"] == "torch_indexed" else chosen["kv_append"]
+        chosen = {**chosen, "inputs": "on_device", "sampler": "on_device", "kv_append": append}
+        assert after("decode", 20, **DECODE, **chosen, overlap="on") == expected["decode"]
     assert after("decode", 20, **DECODE, **chosen) == expected["decode"]
     assert after("serve", 20, **SERVE, **chosen) == expected["serve"]
 

@@ -22,6 +22,7 @@ from kernels import (
 )
 from kernels.offline import launches
 from kernels.paged_attention import AUTOTUNE_LAUNCHES
+from kernels.rows import Rows
 
 TOKEN_COUNTS = [*range(1, 4097), 2**19]
 BF16 = torch.bfloat16
@@ -137,6 +138,14 @@ def advance(n):
     block_ops.advance_step(**state, stop_ids=ints(n, 2), block_table=ints(n, 64), block_size=16)
 
 
+def sample_and_advance(n):
+    fields = {name: ints(n) for name in Rows._fields}
+    fields |= {"temperatures": meta(n, dtype=torch.float32), "seeds": ints(n, dtype=torch.int64)}
+    fields |= {"stop_ids": ints(n, 8), "block_table": ints(n, 64)}
+    workspace = sampling.sampling_workspace(n, 50257, "meta")
+    sampling.sample_and_advance(meta(n, 50304)[:, :50257], Rows(**fields), n + 100, workspace=workspace)
+
+
 # How many keys each has over 1..4096 tokens, and over those and 2**19.
 KEYS = {
     "kv_append_triton": (append(kv_append.kv_append_triton, ints, ints, ints), 1, 1),
@@ -173,7 +182,10 @@ KEYS = {
     "sample": (sample, 2, 2),
     "copy_blocks": (lambda n: block_ops.copy_blocks(cache(), cache(), ints(n, 2)), 1, 1),
     "patch_block_table": (lambda n: block_ops.patch_block_table(ints(n, 64), ints(n, 3)), 1, 1),
+    "patch_state": (lambda n: block_ops.patch_state(ints(100), ints(n, 3)), 1, 1),
     "advance_step": (advance, 1, 1),
+    # Two kernels.
+    "sample_and_advance": (sample_and_advance, 2, 2),
 }
 
 # Every kernel in the forms that differ in what is compiled, not only in constants.

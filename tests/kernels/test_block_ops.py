@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels.block_ops import advance_step, copy_blocks, patch_block_table
+from kernels.block_ops import advance_step, copy_blocks, patch_block_table, patch_state
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -32,6 +32,22 @@ def test_patch_block_table(memory, rng, num_patches, dtype):
         if row >= 0:
             before[row, column] = block
     assert torch.equal(wide.cpu(), before)
+
+
+@pytest.mark.parametrize("num_patches", [1, 128, 130])
+def test_patch_state(memory, rng, num_patches):
+    before = torch.randint(-(2**31), 2**31, (500,), generator=rng).int()
+    state = memory.place(before)
+    cells = torch.randperm(500, generator=rng)
+    targets, sources = cells[:num_patches], cells[num_patches : 2 * num_patches].clone()
+    sources[::3] = -1
+    values = torch.randint(-(2**31), 2**31, (num_patches,), generator=rng)
+    patches = torch.stack([targets, sources, values], 1).int()
+    patch_state(state, memory.frozen(patches))
+    wanted = before.clone()
+    for target, source, value in patches.tolist():
+        wanted[target] = before[source] if source >= 0 else value
+    assert torch.equal(state.cpu(), wanted)
 
 
 class Step:

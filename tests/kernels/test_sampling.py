@@ -1,9 +1,13 @@
 import pytest
 import torch
 
+from engine.ops.torch_ops import TorchOps
 from kernels import reference, sampling
-from kernels.sampling import sample
+from kernels.rows import Rows
+from kernels.sampling import sample, sample_and_advance, sampling_workspace
+from tests.device import CUDA
 
+DEVICE = "cuda" if CUDA else "cpu"
 DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
 
 
@@ -83,3 +87,39 @@ def test_wrong_arguments_are_named(memory, rng, device):
     small = sampling.sampling_workspace(1, 50, device)
     with pytest.raises(ValueError, match="the workspace is too small for 2 sequences and 50 tokens"):
         sample(logits, temperatures, seeds, positions, workspace=small)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_sample_and_advance_moves_rows_on_and_freezes_what_has_ended(batch):
+    vocab, dummy = 300, 9
+    logits = torch.randn(batch, vocab + 20, generator=torch.Generator().manual_seed(batch)).to(DEVICE)[:, :vocab]
+    ints = {"dtype": torch.int32, "device": DEVICE}
+    rows = Rows(
+        token_ids=torch.full((batch,), 7, **ints),
+        positions=torch.arange(10, 10 + batch, **ints),
+        seq_lens=torch.arange(11, 11 + batch, **ints),
+        finished=torch.zeros(batch, **ints),
+        max_lens=torch.full((batch,), 100, **ints),
+        before_output=torch.arange(batch, **ints),
+        temperatures=torch.tensor([0.0, 0.7] * batch, device=DEVICE)[:batch],
+        seeds=torch.arange(batch, device=DEVICE) * 2**40,
+        stop_ids=torch.full((batch, 3), -1, **ints),
+        block_table=torch.full((batch, 4), 5, **ints),
+    )
+    noise = (rows.temperatures, rows.seeds, rows.positions - rows.before_output)
+    token = reference.sample(logits, *noise).int()
+    if batch > 1:
+        rows.finished[0], rows.max_lens[1] = 1, 13
+        rows.stop_ids[2, 1] = token[2]
+    wanted = [tensor.clone() for tensor in rows]
+    ours = TorchOps()
+    ours.sample_and_advance(logits, Rows(*wanted), dummy)
+    sample_and_advance(logits, rows, dummy, workspace=sampling_workspace(batch, vocab, DEVICE))
+    for name, got, want in zip(Rows._fields, rows, wanted, strict=True):
+        assert torch.equal(got, want), name
+    if batch > 1:
+        assert rows.finished.tolist() == [1, 1, 1, 0, 0]
+        assert rows.token_ids.tolist() == [7, *token[1:].tolist()]
+        assert rows.positions.tolist() == [10, 0, 0, 14, 15]
+        assert rows.seq_lens.tolist() == [11, 1, 1, 15, 16]
+        assert rows.block_table[:, 0].tolist() == [5, dummy, dummy, 5, 5]

@@ -1,0 +1,183 @@
+"""Decoding that stays on the device: `block_tables=in_graph`.
+
+A sequence keeps a row of the device's state while it decodes. A step reads the rows, samples, and moves them on; the
+host sends what it alone can know: who joins, who leaves, and which blocks are new. A row that finishes is frozen by the
+device itself, so the host may learn of it a step late.
+"""
+
+import numpy as np
+from torch import Tensor
+
+from engine import ranges
+from engine.config import EngineConfig
+from engine.decode_forward import DecodeForward, KeptLogits
+from engine.device_state import DeviceState, Patch
+from engine.graphs import Capture, Steps
+from engine.machine import Machine
+from engine.ranges import annotate
+from engine.sequence import Sequence
+from engine.staging import Arrival, Returns
+from engine.variants.choice import Variants
+from engine.variants.inputs import DecodeInputs
+
+
+class _Rows:
+    """Which sequence has which row, and what the device knows of it."""
+
+    def __init__(self, state: DeviceState, steps: Steps, num_rows: int) -> None:
+        self._state = state
+        self._steps = steps
+        self._num_rows = num_rows
+        self.seqs: list[Sequence] = []
+        self.size = 0
+        self._row_of: dict[Sequence, int] = {}
+        # Of each sequence of the batch, in its order.
+        self.rows: list[int] = []
+        self.index = np.zeros(0, dtype=np.int64)
+        # Rows that run on the device though nobody has them; cleared before a step that would compute them.
+        self._stale: set[int] = set()
+        # Of each row: the list that its blocks were copied from, how many, and its next step's tokens.
+        self._tables: list[list[int] | None] = [None] * num_rows
+        self._counts = [0] * num_rows
+        self._lengths = [0] * num_rows
+
+    def update(self, seqs: list[Sequence]) -> list[Patch]:
+        """What the device must be told before a step of this batch, which moves it on by a token."""
+        patches: list[Patch] = []
+        if seqs != self.seqs:
+            self._seat(seqs, patches)
+        tables, counts, lengths = self._tables, self._counts, self._lengths
+        for row, seq in zip(self.rows, seqs, strict=True):
+            table = seq.block_table
+            if tables[row] is not table or lengths[row] != len(seq.tokens) + seq.num_pending:
+                assert not seq.num_pending, "a sequence whose last token is on the device alone has been moved"
+                patches += self._state.join(row, seq)
+                tables[row], counts[row], lengths[row] = table, len(table), len(seq.tokens)
+            elif counts[row] != len(table):
+                patches += self._state.blocks(row, table, counts[row])
+                counts[row] = len(table)
+            lengths[row] += 1
+        return patches
+
+    def _seat(self, seqs: list[Sequence], patches: list[Patch]) -> None:
+        """Give new sequences free rows, and rows past the step's size to sequences within it."""
+        batch = set(seqs)
+        for seq in [seq for seq in self._row_of if seq not in batch]:
+            self._stale.add(self._row_of.pop(seq))
+        self.size = self._steps.rows(len(seqs))
+        taken = set(self._row_of.values())
+        free = (row for row in range(self.size) if row not in taken)
+        for seq in seqs:
+            if seq not in self._row_of:
+                row = self._row_of[seq] = next(free)
+                self._tables[row] = None
+                self._stale.discard(row)
+        for seq, source in [(seq, row) for seq, row in self._row_of.items() if row >= self.size]:
+            row = self._row_of[seq] = next(free)
+            patches += self._state.move(source, row, seq)
+            self._tables[row], self._counts[row] = seq.block_table, len(seq.block_table)
+            self._lengths[row] = self._lengths[source]
+            self._stale.discard(row)
+            self._stale.add(source)
+        for row in sorted(row for row in self._stale if row < self.size):
+            patches += self._state.leave(row)
+            self._stale.remove(row)
+        self.seqs = list(seqs)
+        self.rows = [self._row_of[seq] for seq in seqs]
+        self.index = np.array(self.rows, dtype=np.int64)
+
+
+class ArrivingTokens:
+    """A token for each sequence of a batch, on its way to the host."""
+
+    def __init__(self, arrival: Arrival, index: np.ndarray) -> None:
+        self._arrival = arrival
+        self._index = index
+
+    def wait(self) -> list[int]:
+        """The tokens, once they are there."""
+        tokens: list[int] = self._arrival.numpy()[self._index].tolist()
+        return tokens
+
+
+class DeviceLoop:
+    """See above.
+
+    Args:
+        machine: What steps run with.
+        forward: A step's forward pass.
+        config: Options.
+        variants: The axes, settled.
+        max_model_len: Tokens of a request at most.
+        dummy_block: A block of the cache that belongs to no sequence.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        forward: DecodeForward,
+        config: EngineConfig,
+        variants: Variants,
+        max_model_len: int,
+        dummy_block: int,
+    ) -> None:
+        width = -(-max_model_len // config.block_size)
+        most = config.max_num_seqs
+        device, stream = machine.device, machine.stream
+        self._machine = machine
+        self._forward = forward
+        self._max_seq_len = max_model_len
+        self._samples_inside = variants.graph_sampling == "inside"
+        self._state = DeviceState(most, width, dummy_block, machine.ops, device, stream)
+        machine.ops.reserve_sampling(most, machine.model.spec.vocab_size, device)
+        self._returns = Returns(most, device, stream)
+        self._steps = Steps(self._step, variants.cuda_graph, most)
+        self._most = most
+        self._logits = KeptLogits(most)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all sequences; recordings stay right."""
+        self._machine.stream.launch(self._state.reset)
+        self._rows = _Rows(self._state, self._steps, self._most)
+
+    def capture(self, capture: Capture, *, most: int | None = None) -> None:
+        """Record graphs, where there are to be any; see `Steps.capture`. No sequence may have a row."""
+        self._steps.capture(capture, most=most)
+
+    def launch(self, seqs: list[Sequence]) -> ArrivingTokens:
+        """Begin a step of this batch, whose tables have room for each sequence's last token."""
+        state, stream = self._state, self._machine.stream
+        with annotate(ranges.BUILD_BLOCK_TABLES):
+            patches = self._rows.update(seqs)
+            target = state.patch(patches) if patches else None
+        with annotate(ranges.H2D_BLOCK_TABLES):
+            if target is not None:
+                state.send(target)
+        size = self._rows.size
+        stream.launch(lambda: self._steps(size))
+        with annotate(ranges.SAMPLE):
+            if not self._samples_inside:
+                stream.launch(lambda: self._sample(self._logits.rows(size), size))
+            arrival = self._returns.fetch(state.rows(size).token_ids)
+        return ArrivingTokens(arrival, self._rows.index)
+
+    def repeat(self) -> None:
+        """The last step's launches, once more, with nothing from the host before or after."""
+        size = self._rows.size
+        self._steps(size)
+        if not self._samples_inside:
+            self._sample(self._logits.rows(size), size)
+
+    def _step(self, size: int) -> None:
+        """What is recorded. It reads nothing that changes from step to step but the state."""
+        rows = self._state.rows(size)
+        inputs = DecodeInputs(rows.token_ids, rows.positions, rows.seq_lens)
+        logits = self._forward(inputs, rows.block_table[None], self._max_seq_len)
+        if self._samples_inside:
+            self._sample(logits, size)
+        else:
+            self._logits.keep(logits)
+
+    def _sample(self, logits: Tensor, size: int) -> None:
+        self._machine.ops.sample_and_advance(logits, self._state.rows(size), self._state.dummy_block)
