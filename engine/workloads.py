@@ -52,6 +52,12 @@ class Workload:
     about: str
     axes: Mapping[str, Axis]
     start: Callable[[Mapping[str, str]], Session]
+    eager: Callable[[Mapping[str, str]], Mapping[str, str] | None] | None = None
+
+
+def without_graphs(settings: Mapping[str, str]) -> Mapping[str, str] | None:
+    """Settings of the engine for the same steps without CUDA graphs; None where there are none anyway."""
+    return None if settings["cuda_graph"] == "off" else {**settings, "cuda_graph": "off", "graph_sampling": "outside"}
 
 
 def _text(about: str, default: object) -> Axis:
@@ -296,6 +302,7 @@ WORKLOADS = [
             **_MODEL_AXES,
         },
         Decode,
+        without_graphs,
     ),
     Workload(
         "serve",
@@ -308,6 +315,7 @@ WORKLOADS = [
             **_MODEL_AXES,
         },
         Serve,
+        without_graphs,
     ),
     Workload(
         "prefill_shapes",

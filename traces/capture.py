@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tracetool.cli import main as tracetool
 
-DECODE = ("decode", "--wait", "0", "--warmup", "2", "--active", "2")
+DECODE = ("decode", "--wait", "0", "--warmup", "2", "--active", "2", "--set", "cuda_graph=off")
 # A block of 16 ends in each step of a batch of 8.
 CROSSING = {"lengths": "crossing"}
 BEFORE = {"block_tables": "per_layer_pageable", "dense_mask": "on"}

@@ -298,6 +298,14 @@ def test_descriptions_are_one_line_each():
             assert not axis.values or axis.default in axis.values
 
 
+@pytest.mark.parametrize("name", ["decode", "serve"])
+def test_the_twin_without_graphs_differs_in_nothing_else(name):
+    settings = {axis: one.default for axis, one in BY_NAME[name].axes.items()}
+    assert BY_NAME[name].eager(settings | {"cuda_graph": "off"}) is None
+    asked = settings | {"cuda_graph": "buckets", "graph_sampling": "inside", "block_tables": "in_graph"}
+    assert BY_NAME[name].eager(asked) == asked | {"cuda_graph": "off", "graph_sampling": "outside"}
+
+
 # On a GPU, each in a process of its own -----------------------------------------------------------------------
 
 
