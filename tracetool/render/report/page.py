@@ -69,6 +69,7 @@ _TITLES = {
     "ops": "Ops",
 }
 _MOST_TILES = 6
+_MOST_IN_TITLE = 4
 _MOST_KERNELS = 200
 _MOST_CONTRIBUTORS = 250
 _MOST_SETTINGS = 60
@@ -171,7 +172,8 @@ def _context(found: TraceDiff, extras: Extras) -> tuple[dict[str, Any], dict[str
     single = len(sides) == 1
     contributors, contributors_left = _contributors(found)
     context = {
-        "title": labels[0] if single else f"{', '.join(labels[1:3])}{' …' if len(labels) > 3 else ''} vs {labels[0]}",
+        "title": labels[0] if single else f"{_variants_in_words(labels)} vs {labels[0]}",
+        "variants_in_words": _variants_in_words(labels) if len(labels) > _MOST_IN_TITLE else "",
         "single": single,
         "labels": labels,
         "colours": [figures.colour_of(number) for number in range(len(sides))],
@@ -202,10 +204,38 @@ def _context(found: TraceDiff, extras: Extras) -> tuple[dict[str, Any], dict[str
         "breakdowns": extras.breakdowns,
         "no_breakdown": extras.no_breakdown,
         "command": extras.command,
+        "findings": _findings(sides),
         "health": _worst([side.summary.health.verdict for side in sides]),
         "plural": words.plural,
     }
     return drawn, context
+
+
+def _variants_in_words(labels: Sequence[str]) -> str:
+    return ", ".join(labels[1:]) if len(labels) <= _MOST_IN_TITLE else words.plural(len(labels) - 1, "variant")
+
+
+def _findings(sides: Sequence[Side]) -> list[dict[str, Any]]:
+    """What stands against the traces, each sentence once with the sides that it is about."""
+    about: dict[tuple[str, str], list[int]] = {}
+    for number, side in enumerate(sides):
+        for one in side.summary.health.findings:
+            about.setdefault((str(one.severity), words.clean(one.message)), []).append(number)
+        if told := words.given_back(side.summary):
+            about.setdefault(("info", words.clean(told)), []).append(number)
+    rank = ("error", "warning", "info")
+    return [
+        {
+            "severity": severity,
+            "message": message,
+            "sides": [] if len(numbers) == len(sides) else [_tag(sides, number) for number in numbers],
+        }
+        for (severity, message), numbers in sorted(about.items(), key=lambda item: rank.index(item[0][0]))
+    ]
+
+
+def _tag(sides: Sequence[Side], number: int) -> dict[str, str]:
+    return {"label": words.clean(sides[number].label), "colour": figures.colour_of(number)}
 
 
 def _worst(verdicts: Sequence[str]) -> str:
@@ -272,7 +302,7 @@ def _speed(one: Times, baseline: Times) -> dict[str, str]:
         return {
             "speed": "",
             "speed_words": "Nothing is said of speed: no unprofiled times are stored with these traces "
-            "(`tracetool compare` measures them).",
+            "(tracetool compare measures them).",
         }
     if one.ratio is None:
         return {"speed": "", "speed_words": "Too few processes were timed to say how fast a step is."}
@@ -314,12 +344,6 @@ def _side(side: Side, number: int) -> dict[str, Any]:
         "events": f"{summary.event_count:,}",
         "steps": summary.step_count,
         "gpu": words.shorten(summary.environment.get("gpu", "no GPU named"), _NAME),
-        "health": summary.health.verdict,
-        "findings": [
-            {"severity": str(one.severity), "code": one.code, "message": words.clean(one.message)}
-            for one in summary.health.findings
-        ],
-        "given_back": words.clean(words.given_back(summary)),
         "captured": words.clean(captured) if isinstance(captured, str) else "",
         "command": words.clean(shlex.join(map(str, command))) if isinstance(command, list) else "",
         "settings": [
