@@ -21,6 +21,7 @@ from tracetool.compare_command import compare
 from tracetool.errors import SettingError, TracetoolError
 from tracetool.options import TRACE, metric_option, output_options, reading_options, view_options
 from tracetool.output import check_target
+from tracetool.perfetto_commands import merge, open_traces
 from tracetool.presenting import FAILED, emit, exit_code_of, fail, view_of
 from tracetool.reporting import check_report, html_option, write_report
 
@@ -167,6 +168,8 @@ def metrics(metrics: tuple[str, ...], form: str, output: Path | None, force: boo
 
 cli.add_command(capture)
 cli.add_command(compare)
+cli.add_command(merge)
+cli.add_command(open_traces)
 cli.add_command(workloads)
 
 

@@ -69,7 +69,7 @@ def verdict_of(found: TraceDiff) -> str:
 
 def changes_of(found: TraceDiff, variant: int) -> list[str]:
     """What changed on one variant, a clause for each range in which a change was made."""
-    told = [(row, text) for row in found.rows if (text := ", ".join(_changes(row, variant)))]
+    told = [(row, text) for row in found.rows if (text := ", ".join(changes_in(row, variant)))]
     # A change shows in every range around the one where it was made; the innermost one says where that is.
     outer = outer_paths((row.path for row, _ in told), (row.path for row, _ in told))
     inner = [(row, text) for row, text in told if row.path not in outer]
@@ -107,7 +107,8 @@ def _unchecked(found: TraceDiff, variant: int) -> list[str]:
     return told
 
 
-def _changes(row: DiffRow, variant: int) -> Iterator[str]:
+def changes_in(row: DiffRow, variant: int) -> Iterator[str]:
+    """What changed in one range of one variant, by metric."""
     exact = [name for name in row.metrics if name in METRICS and _changed(row.metrics[name], variant)]
     names = [name for name in _TELLING if name in exact or _kind_changed(row, name, variant)]
     # What says less is said only where it is all there is to say.
