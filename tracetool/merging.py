@@ -43,12 +43,14 @@ class Merged:
 
     Attributes:
         text: UTF-8 JSON.
+        anchors_ns: Where the step begins that each side is aligned at, on the clock of its own trace.
         shifts_ns: What was added to the times of each side.
         lanes: How many threads had to be split.
         unpaired: Flow events that were left out, because their partner or the slice that they lead from is missing.
     """
 
     text: bytes
+    anchors_ns: tuple[int, ...]
     shifts_ns: tuple[int, ...]
     lanes: int
     unpaired: int
@@ -105,7 +107,7 @@ def merge(found: TraceDiff, step: int, describe: Callable[[DiffRow, int], str]) 
         lanes += one.split
         unpaired += one.unpaired
     text = msgspec.json.encode({"displayTimeUnit": "ns", "traceEvents": out})
-    return Merged(text, shifts, lanes, unpaired)
+    return Merged(text, tuple(anchors), shifts, lanes, unpaired)
 
 
 def _anchor(side: Side, step: int) -> int:

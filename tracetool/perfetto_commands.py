@@ -60,7 +60,7 @@ def open_traces(
     trace: bytes | Path
     if len(traces) == 1:
         trace, title = Path(traces[0]), Path(traces[0]).name
-        place = _place(_summary(traces[0]), pattern, 0, "") if pattern is not None else None
+        place = _place(_summary(traces[0]), pattern) if pattern is not None else None
         if not trace.is_file():
             _summary(traces[0])  # says what is wrong with it
     else:
@@ -145,8 +145,10 @@ def _compressed(text: bytes) -> bytes:
     return gzip.compress(text, 6, mtime=0)
 
 
-def _place(found: TraceSummary, pattern: str, shift: int, label: str) -> Place:
-    """The call of median length of the first range that fits, and the tracks of its thread and its device work.
+def _place(found: TraceSummary, pattern: str, shift: int = 0, label: str = "", after_ns: int | None = None) -> Place:
+    """A call of the first range that fits, and the tracks of its thread and its device work.
+
+    The call is that of median length; with `after_ns` the first that begins then or later, if one does.
 
     Raises:
         SettingError: no range fits.
@@ -167,6 +169,8 @@ def _place(found: TraceSummary, pattern: str, shift: int, label: str) -> Place:
     runs = np.flatnonzero([ranges.paths.path(number) == path for number in ranges.path.tolist()])
     lengths = (ranges.end - ranges.start)[runs]
     run = int(runs[np.argsort(lengths, kind="stable")[(len(lengths) - 1) // 2]])
+    if after_ns is not None and len(later := runs[ranges.start[runs] >= after_ns]):
+        run = int(later[ranges.start[later].argmin()])
     begin, end = int(ranges.start[run]), int(ranges.end[run])
     device = work.of(*DEVICE_WORK)
     owner = np.maximum(work.owner[device], 0)
@@ -189,8 +193,8 @@ def _merged_place(found: TraceDiff, merged: Merged, pattern: str | None) -> Plac
     if pattern is None:
         return None
     places = [
-        _place(side.summary, pattern, shift, f"{side.label}: ")
-        for side, shift in zip(found.sides, merged.shifts_ns, strict=True)
+        _place(side.summary, pattern, shift, f"{side.label}: ", after)
+        for side, shift, after in zip(found.sides, merged.shifts_ns, merged.anchors_ns, strict=True)
     ]
     return Place(
         min(one.begin_ns for one in places),

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 ONLINE = "https://ui.perfetto.dev/"
 
 _GONE_S = 5.0
-"""How long after a page said that it goes another sign of life may come: it was reloaded."""
-_SILENT_S = 150.0
-"""How long a page may be silent: browsers let hidden ones speak once a minute."""
+"""How long after the last page has gone another may come: one that is loaded again."""
+_BEAT_S = 0.5
 _TYPES = {
     ".css": "text/css",
     ".html": "text/html; charset=utf-8",
@@ -96,8 +95,9 @@ class Viewer:
         }
         template = string.Template((resources.files("tracetool") / "viewer.html").read_text(encoding="utf-8"))
         self._page = template.substitute(settings=json.dumps(settings).translate(_IN_SCRIPT)).encode()
-        self._seen: float | None = None
+        self._pages = 0
         self._gone: float | None = None
+        self._lock = threading.Lock()
         self.token = secrets.token_urlsafe(16)
         self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -112,6 +112,7 @@ class Viewer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._server.ending.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -122,18 +123,19 @@ class Viewer:
             time.sleep(tick_s)
 
     def _ended(self, now: float) -> bool:
-        if self._seen is None:
-            return False
-        if self._gone is not None and self._gone >= self._seen:
-            return now - self._gone > _GONE_S
-        return now - self._seen > _SILENT_S
+        with self._lock:
+            return not self._pages and self._gone is not None and now - self._gone > _GONE_S
 
-    def noted(self, *, gone: bool) -> None:
-        """The page gave a sign of life, or its last."""
-        if gone:
+    def came(self) -> None:
+        """A page is there, and holds a connection as long as it is."""
+        with self._lock:
+            self._pages += 1
+
+    def went(self) -> None:
+        """Its connection is closed."""
+        with self._lock:
+            self._pages -= 1
             self._gone = time.monotonic()
-        else:
-            self._seen = time.monotonic()
 
     def answer(self, name: str) -> tuple[str, bytes | Path] | None:
         """Type and content of what stands behind the secret part of a path; None where nothing does."""
@@ -141,8 +143,6 @@ class Viewer:
             return "text/html; charset=utf-8", self._page
         if name == "trace":
             return "application/octet-stream", self._trace
-        if name == "alive":
-            return "text/plain", b""
         if self._ui is not None and name.startswith("ui/"):
             file = (self._ui / name.removeprefix("ui/")).resolve()
             if file.is_relative_to(self._ui.resolve()) and file.is_file():
@@ -156,6 +156,10 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.viewer = viewer
+        self.ending = threading.Event()
+
+    def handle_error(self, *_: object) -> None:
+        """Nothing: whoever asked went away before the answer had gone out."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -169,8 +173,9 @@ class _Handler(BaseHTTPRequestHandler):
         name = self._asked_for()
         if name is None:
             return
-        if name in ("", "alive"):
-            self.server.viewer.noted(gone=False)
+        if name == "alive":
+            self._stay()
+            return
         found = self.server.viewer.answer(name)
         if found is None:
             self._refuse(HTTPStatus.NOT_FOUND)
@@ -178,15 +183,22 @@ class _Handler(BaseHTTPRequestHandler):
         kind, content = found
         self._reply(kind, content)
 
-    def do_POST(self) -> None:
-        """The page says that it goes."""
-        if (name := self._asked_for()) is None:
-            return
-        if name == "gone":
-            self.server.viewer.noted(gone=True)
-            self._reply("text/plain", b"")
-        else:
-            self._refuse(HTTPStatus.NOT_FOUND)
+    def _stay(self) -> None:
+        """A stream of nothing, which fails once the page has gone, however that came about."""
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.server.viewer.came()
+        try:
+            while not self.server.ending.wait(_BEAT_S):
+                self.wfile.write(b":\n\n")
+                self.wfile.flush()
+        except OSError:
+            self.close_connection = True
+        finally:
+            self.server.viewer.went()
 
     def _asked_for(self) -> str | None:
         """What stands behind the secret part of the path; None once the request has been refused."""
