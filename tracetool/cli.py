@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tracetool import __version__
+from tracetool.breakdown_command import breakdown
 from tracetool.capture_commands import capture, workloads
 from tracetool.compare_command import compare
 from tracetool.errors import SettingError, TracetoolError
@@ -166,6 +167,7 @@ def metrics(metrics: tuple[str, ...], form: str, output: Path | None, force: boo
     emit("metrics", chosen, form, output, None)
 
 
+cli.add_command(breakdown)
 cli.add_command(capture)
 cli.add_command(compare)
 cli.add_command(merge)

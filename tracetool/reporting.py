@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from tracetool.breakdown import Breakdown
     from tracetool.differ import TraceDiff
+
+_MOST_EVENTS_FOR_HTA = 300_000
 
 
 def html_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,6 +56,25 @@ def write_report(found: TraceDiff, target: Path, command: Sequence[str], notes: 
     from tracetool.render.report.page import Extras, report
 
     again = "" if "-" in command else shlex.join(["tracetool", *command])
-    write(report(found, Extras(command=again, notes=notes)), target)
+    breakdowns, why_not = _breakdowns(found)
+    extras = Extras(command=again, notes=notes, breakdowns=breakdowns, no_breakdown=why_not)
+    write(report(found, extras), target)
     if sys.stderr is not None and sys.stderr.isatty():
         click.echo(f"report: {target}", err=True)
+
+
+def _breakdowns(found: TraceDiff) -> tuple[list[Breakdown], str]:
+    """HTA's tables, or why there are none: a page is worth having without them."""
+    from tracetool.breakdown import NOT_INSTALLED, break_down, installed
+
+    if not installed():
+        return [], f"{NOT_INSTALLED}."
+    if "-" in (side.summary.source for side in found.sides):
+        return [], "HTA reads files, and a trace came through standard input."
+    events = max(side.summary.event_count for side in found.sides)
+    if events > _MOST_EVENTS_FOR_HTA:
+        return [], f"Left out: HTA takes long for {events:,} events. `tracetool breakdown` shows it."
+    try:
+        return break_down(found.sides), ""
+    except Exception as error:  # noqa: BLE001 (HTA's own failure)
+        return [], f"HTA could not read these traces: {type(error).__name__}: {error}"

@@ -20,6 +20,7 @@ from tracetool.metrics import METRICS, Unit
 from tracetool.render import words
 from tracetool.render.report import figures
 from tracetool.render.report.tree import tree
+from tracetool.render.speed import interval_words, speed_word, speed_words
 from tracetool.render.verdict import changes_of, summary_verdict
 from tracetool.summary import BY
 from tracetool.timeline import MOST_PIECES, step_timeline
@@ -305,30 +306,8 @@ def _speed(one: Times, baseline: Times) -> dict[str, str]:
             "(tracetool compare measures them).",
         }
     if one.ratio is None:
-        return {"speed": "", "speed_words": "Too few processes were timed to say how fast a step is."}
-    ratio = one.ratio
-    if not (ratio.faster or ratio.slower):
-        return {
-            "speed": "same",
-            "speed_words": f"no difference to be seen in a step's time, unprofiled: {_times(1 / ratio.value)}, "
-            f"95 % interval {_times(1 / ratio.high)} to {_times(1 / ratio.low)}",
-        }
-    value, low, high = (
-        (ratio.value, ratio.low, ratio.high) if ratio.slower else _inverse(ratio.value, ratio.low, ratio.high)
-    )
-    word = "slower" if ratio.slower else "faster"
-    return {
-        "speed": f"{_times(value)} {word}",
-        "speed_words": f"a step, unprofiled, 95 % interval {_times(low)} to {_times(high)}",
-    }
-
-
-def _inverse(value: float, low: float, high: float) -> tuple[float, float, float]:
-    return 1 / value, 1 / high, 1 / low
-
-
-def _times(value: float) -> str:
-    return f"{value:.2f}x" if value < 10 else f"{value:.1f}x"
+        return {"speed": "", "speed_words": speed_words(one, baseline) or ""}
+    return {"speed": speed_word(one), "speed_words": interval_words(one)}
 
 
 def _side(side: Side, number: int) -> dict[str, Any]:
