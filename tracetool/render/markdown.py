@@ -90,10 +90,7 @@ def _folded(found: TraceDiff) -> str:
 
 
 def bounded(blocks: Sequence[str], most: int = MOST_CHARACTERS) -> str:
-    """Blocks of lines as one text that GitHub takes; those that do not fit are left out, and said to be.
-
-    The last one, which holds what is folded, goes before rows of a table do.
-    """
+    """Blocks of lines as one text that GitHub takes; the last ones, if they do not fit, are left out and counted."""
     text = "\n".join(blocks).rstrip() + "\n"
     if len(text) <= most:
         return text
