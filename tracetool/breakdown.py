@@ -11,6 +11,7 @@ import importlib.util
 import io
 import logging
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ NOT_INSTALLED = (
     "pip install --no-deps traceinsight==0.6.1"
 )
 
+_NUMBER = re.compile(r"(-?[\d,]+(\.\d+)?|nan|not counted)?")
 _MOST_KERNELS = 20
 _MOST_OPS = 30
 _CRITICAL_NAMES = 15
@@ -50,6 +52,14 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Which columns are numbers."""
+        return tuple(
+            all(_NUMBER.fullmatch(row[at]) for row in self.rows) and any(row[at] for row in self.rows)
+            for at in range(len(self.columns))
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ MOST_PIECES = 3000
 _DEEPEST = 8
 _MOST_LANES = 24
 _FINEST = 1 / 8000
+"""Of what is drawn: what is shorter, and no further from its neighbours, is drawn with them."""
+_COARSEST = 1 / 1000
+"""From here on kinds are no longer told apart on a lane: each part of it has the colour of its most frequent one."""
 
 
 class Kind(enum.StrEnum):
@@ -326,32 +329,48 @@ def _chosen_lanes(columns: _Columns) -> tuple[list[int], Sequence[_LaneKey]]:
 def _merged(
     columns: _Columns, found: TraceSummary, begin: int, most: int, finest: float
 ) -> tuple[int, list[tuple[int, Piece]]]:
-    """Pieces by lane; short neighbours of one kind are one piece where there are too many or they are too close."""
-    order = np.lexsort((columns.start, columns.kind, columns.lane))
-    one = columns.at(order)
-    long = one.end - one.start
-    gap = np.empty(len(order), dtype=np.int64)
-    gap[:1] = np.iinfo(np.int64).max
-    gap[1:] = one.start[1:] - np.maximum.accumulate(one.end)[:-1]
-    same = np.zeros(len(order), dtype=np.bool_)
-    same[1:] = (one.lane[1:] == one.lane[:-1]) & (one.kind[1:] == one.kind[:-1])
+    """Pieces by lane; short ones that lie close are one where there are too many, of their most frequent kind."""
+    whole = finest / _FINEST
     reach = finest
-    while True:
-        short = long < reach
-        joins = same & (gap < reach)
-        joins[1:] &= short[1:] & short[:-1]
-        begins = np.flatnonzero(~joins)
-        if len(begins) <= most:
-            break
+    groups = _neighbours(columns, reach)
+    while len(np.unique(groups)) > most:
         reach *= 2
+        groups = _neighbours(columns, reach) if reach <= whole * _COARSEST else _bins(columns, begin, reach)
+    order = np.lexsort((columns.start, groups))
+    one, group = columns.at(order), groups[order]
+    begins = np.flatnonzero(np.append(True, group[1:] != group[:-1]))
     counts = np.diff(np.append(begins, len(order)))
     ends, sizes = np.maximum.reduceat(one.end, begins), np.add.reduceat(one.bytes, begins)
     names, paths = found.work.events.names, found.tally.ranges.paths
     pieces = []
     for at, count, end, size in zip(begins.tolist(), counts.tolist(), ends.tolist(), sizes.tolist(), strict=True):
-        number = int(one.name[at])
+        kinds = one.kind[at : at + count]
+        kind = int(np.bincount(kinds).argmax()) if count > 1 else int(kinds[0])
+        number = int(one.name[at + int(np.argmax(kinds == kind))])
         name = names[number] if number >= 0 else paths.name[-1 - number]
         start = int(one.start[at])
-        piece = Piece(KINDS[int(one.kind[at])], name, start - begin, end - start, count, size)
-        pieces.append((int(one.lane[at]), piece))
+        pieces.append((int(one.lane[at]), Piece(KINDS[kind], name, start - begin, end - start, count, size)))
+    pieces.sort(key=lambda item: (item[0], item[1].start_ns))
     return int(counts[counts > 1].sum()), pieces
+
+
+def _neighbours(columns: _Columns, reach: float) -> IntArray:
+    """The same number for neighbours of one kind on a lane that are shorter than `reach`, and no further apart."""
+    order = np.lexsort((columns.start, columns.kind, columns.lane))
+    one = columns.at(order)
+    short = one.end - one.start < reach
+    joins = np.zeros(len(order), dtype=np.bool_)
+    joins[1:] = (one.lane[1:] == one.lane[:-1]) & (one.kind[1:] == one.kind[:-1]) & short[1:] & short[:-1]
+    joins[1:] &= one.start[1:] - one.end[:-1] < reach
+    groups = np.empty(len(order), dtype=np.int64)
+    groups[order] = np.cumsum(~joins)
+    return groups
+
+
+def _bins(columns: _Columns, begin: int, width: float) -> IntArray:
+    """The same number for whatever is short and begins in one part of a lane, of any kind."""
+    short = columns.end - columns.start < width
+    place = np.where(short, ((columns.start - begin) // width).astype(np.int64), -1 - np.arange(len(columns.start)))
+    _, groups = np.unique(np.stack([columns.lane, place]), axis=1, return_inverse=True)
+    found: IntArray = groups.reshape(-1)
+    return found

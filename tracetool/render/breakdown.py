@@ -39,13 +39,10 @@ def _aligned(found: Table) -> Iterator[str]:
     rows = [found.columns, *found.rows]
     cells = [[words.shorten(cell, _WIDEST) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    numeric = [
-        all(row[at][:1].isdigit() or row[at][:1] in ("-", "") for row in found.rows) for at in range(len(widths))
-    ]
     for row in cells:
         line = "  ".join(
             cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
+            for cell, width, right in zip(row, widths, found.numeric, strict=True)
         )
         yield f"    {line}".rstrip()
 

@@ -146,7 +146,7 @@ def distributions(labels: Sequence[str], samples: Sequence[Sequence[Sequence[flo
         margin={"l": 8, "r": 16, "t": 8, "b": 44},
         showlegend=False,
         hovermode="closest",
-        xaxis={"title": {"text": f"{unit} a step"}, "zeroline": False},
+        xaxis={"title": {"text": f"{unit} a step"}, "zeroline": False, "range": _roomy(samples, size)},
         yaxis=_named_axis(labels),
     )
     return _plain(figure)
@@ -242,7 +242,13 @@ def timelines(labels: Sequence[str], steps: Sequence[StepTimeline]) -> Figure:
             marker={
                 "color": KIND_COLOURS[kind],
                 "line": {"color": KIND_COLOURS[kind], "width": 0 if kind is Kind.RANGE else 0.7},
-                "pattern": {"shape": _PATTERNS.get(kind, ""), "size": 5, "solidity": 0.35, "fgcolor": "#14181f"},
+                "pattern": {
+                    "shape": _PATTERNS.get(kind, ""),
+                    "size": 5,
+                    "solidity": 0.35,
+                    "fgcolor": "#14181f",
+                    "fillmode": "overlay",
+                },
             },
         )
     figure.update_layout(
@@ -285,7 +291,7 @@ def timelines(labels: Sequence[str], steps: Sequence[StepTimeline]) -> Figure:
 
 
 def _hover(kind: Kind, piece: Piece, where: str) -> str:
-    what = _text(piece.name, 110) if piece.count == 1 else f"{piece.count:,} of {_text(piece.name, 90)} and its like"
+    what = _text(piece.name, 110) if piece.count == 1 else f"{piece.count:,} pieces, among them {_text(piece.name, 90)}"
     parts = [str(kind), f"{words.number(piece.duration_ns, Unit.NS)} from {words.number(piece.start_ns, Unit.NS)}"]
     parts += [words.number(piece.bytes, Unit.BYTES)] if piece.bytes else []
     return f"<b>{what}</b><br>{', '.join(parts)}<br>{_text(where, 80)}"
@@ -301,6 +307,14 @@ def _thinned(values: Sequence[float]) -> list[float]:
         return list(values)
     ordered = sorted(values)
     return [ordered[at * (len(ordered) - 1) // (_MOST_POINTS - 1)] for at in range(_MOST_POINTS)]
+
+
+def _roomy(samples: Sequence[Sequence[Sequence[float]]], size: int) -> list[float]:
+    """A range around all samples that does not blow up differences of less than a percent."""
+    flat = [value for side in samples for process in side for value in process]
+    low, high = min(flat, default=0), max(flat, default=1)
+    pad = max(0.04 * (high - low), 0.005 * high)
+    return [(low - pad) / size, (high + pad) / size]
 
 
 def _scale(longest: float) -> tuple[str, int]:

@@ -28,6 +28,7 @@ from tracetool.timeline import MOST_PIECES, step_timeline
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from tracetool.breakdown import Breakdown
     from tracetool.by_name import Named
     from tracetool.differ import Contribution, DiffRow, Side
     from tracetool.unprofiled import Times
@@ -90,7 +91,7 @@ class Extras:
     """
 
     command: str = ""
-    breakdowns: Sequence[Any] = ()
+    breakdowns: Sequence[Breakdown] = ()
     no_breakdown: str = ""
     notes: Sequence[str] = field(default=())
 
@@ -202,7 +203,7 @@ def _context(found: TraceDiff, extras: Extras) -> tuple[dict[str, Any], dict[str
         "compiles_held": any(side.summary.holds("compiles") for side in sides),
         "contributors": contributors,
         "contributors_left": contributors_left,
-        "breakdowns": extras.breakdowns,
+        "breakdowns": [_breakdown(one) for one in extras.breakdowns],
         "no_breakdown": extras.no_breakdown,
         "command": extras.command,
         "findings": _findings(sides),
@@ -339,6 +340,22 @@ def _named(one: Named) -> dict[str, Any]:
         "fate": one.fate,
         "counts": [words.number(count, Unit.COUNT) for count in one.counts],
         "times": [words.number(time, Unit.NS) if time else "-" for time in one.times_ns],
+    }
+
+
+def _breakdown(one: Breakdown) -> dict[str, Any]:
+    return {
+        "label": words.clean(one.label),
+        "missing": [words.clean(sentence) for sentence in one.missing],
+        "tables": [
+            {
+                "title": table.title,
+                "columns": [words.clean(name) for name in table.columns],
+                "rows": [[words.shorten(cell, _NAME) for cell in row] for row in table.rows],
+                "numeric": table.numeric,
+            }
+            for table in one.tables
+        ],
     }
 
 
