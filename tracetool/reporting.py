@@ -37,10 +37,15 @@ def check_report(target: Path | None, other: Path | None, *, force: bool) -> Non
 
     Raises:
         OutputError: the file cannot be written.
-        SettingError: it is also where the result itself goes.
+        SettingError: it is also where the result itself goes, or what makes pages is not installed.
     """
+    if target is None:
+        return
+    from tracetool.render.report import check_installed
+
+    check_installed()
     check_target(target, force=force)
-    if target is not None and other is not None and target.resolve() == other.resolve():
+    if other is not None and target.resolve() == other.resolve():
         raise SettingError(f"{target} is named by --html and by -o: the page and the result need a file each")
 
 

@@ -35,6 +35,7 @@ class Kind(enum.StrEnum):
     LAUNCH = "kernel launch"
     GRAPH_LAUNCH = "graph launch"
     SYNC = "sync"
+    OP = "op"
     CALL = "other call"
     KERNEL = "kernel"
     GRAPH_KERNEL = "kernel of a graph"
@@ -213,7 +214,10 @@ def _columns(found: TraceSummary, begin: int, end: int, step: int | None) -> Ite
         here[work.owned] = within[work.owner[work.owned]]
     threads: dict[int, int] = {}
     yield from _ranges(found, begin, end, threads)
-    yield from _calls(work, np.flatnonzero(here), threads)
+    if np.any(here & (work.category == Category.CALL)):
+        yield from _calls(work, np.flatnonzero(here), threads)
+    else:
+        yield from _ops(work, np.flatnonzero(here), threads)
     yield from _device(work, np.flatnonzero(here & (start >= begin)))
 
 
@@ -266,6 +270,25 @@ def _calls(work: Work, here: IntArray, threads: dict[int, int]) -> Iterator[_Col
         key = _LaneKey((0, place, 1000), f"calls {place + 1}", f"calls of {_name_of(events.threads[one])}")
         zeros = np.zeros(len(at), dtype=np.int64)
         yield _Columns(zeros, kind[at], events.name[of[at]], events.start[of[at]], events.end[of[at]], zeros, (key,))
+
+
+def _ops(work: Work, here: IntArray, threads: dict[int, int]) -> Iterator[_Columns]:
+    """The outermost ops of each thread: all that a trace without calls of a GPU's runtime has to show."""
+    events = work.events
+    rows = here[work.category[here] == Category.OP]
+    for one in dict.fromkeys([*threads, *work.thread[rows].tolist()]):
+        of = work.event[rows[work.thread[rows] == one]]
+        of = of[np.lexsort((-events.end[of], events.start[of]))]
+        reach = np.maximum.accumulate(events.end[of])
+        outer = np.ones(len(of), dtype=np.bool_)
+        outer[1:] = events.end[of][1:] > reach[:-1]
+        of = of[outer]
+        if len(of):
+            place = threads.setdefault(one, len(threads))
+            key = _LaneKey((0, place, 1000), f"ops {place + 1}", f"outermost ops of {_name_of(events.threads[one])}")
+            zeros = np.zeros(len(of), dtype=np.int64)
+            kind = np.full(len(of), KINDS.index(Kind.OP))
+            yield _Columns(zeros, kind, events.name[of], events.start[of], events.end[of], zeros, (key,))
 
 
 def _name_of(thread: Thread) -> str:

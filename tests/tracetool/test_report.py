@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,13 @@ from tracetool import by_name, unprofiled
 from tracetool.differ import lay_out
 from tracetool.metrics import METRICS, Unit
 from tracetool.render import words
+from tracetool.render.speed import speed_words
+from tracetool.stats import Ratio
 from tracetool.timeline import Kind, step_timeline
 
 from . import browser
 from .traces import GRAPH, PAGEABLE, PINNED, invoke
+from .traces_by_hand import op, rng
 
 EVIL = "</script><script>window.evil = 1</script><!--<img src=x onerror='window.evil = 2'>\u2028"
 
@@ -334,3 +338,51 @@ def test_device_work_by_name_is_all_device_work():
     assert fates["Memcpy HtoD (Pageable -> Device)"] == "gone"
     assert fates["Memcpy HtoD (Pinned -> Device)"] == "new"
     assert words.number(1, Unit.COUNT) == "1"
+
+
+def test_a_trace_without_a_gpu_shows_its_outermost_ops(tmp_path):
+    events = [
+        rng("ProfilerStep#1", 0, 100),
+        op("aten::linear", 10, 40),
+        op("aten::addmm", 12, 30),
+        op("aten::relu", 50, 60),
+    ]
+    found = tracetool.summarize(tracetool.read(str(saved(tmp_path / "cpu.json.gz", events))))
+    pieces = [piece for lane in step_timeline(found).lanes for piece in lane.pieces]
+    assert [piece.name for piece in pieces if piece.kind is Kind.OP] == ["aten::linear", "aten::relu"]
+
+
+@pytest.mark.parametrize("package", ["jinja2", "plotly"])
+def test_without_its_packages_one_sentence_says_what_to_install(monkeypatch, tmp_path, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(tracetool.errors.SettingError, match=rf"a report needs {package}.*pip install"):
+        invoke("report", PAGEABLE, "-o", tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_difference_in_speed_is_said_too():
+    times = unprofiled.Times("b", ((1.0,),), 1.0, Ratio(0.98, 0.9, 1.1))
+    baseline = unprofiled.Times("a", ((1.0,),), 1.0, None)
+    assert (
+        speed_words(times, baseline)
+        == "No difference to be seen in a step, unprofiled: 1.02x as fast, 95 % interval 0.91x to 1.11x"
+    )
+    assert speed_words(unprofiled.Times("b", (), None, None), baseline) is None
+
+
+def test_compare_writes_its_page_too(tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason="torch is not installed")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, torch, tracetool\n"
+        "for _ in range(3):\n"
+        "    for _ in range(int(sys.argv[-1])):\n"
+        "        torch.ones(3)\n"
+        "    tracetool.step()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--vary", "arg:--n=3,1", "--cpu", "--rounds", "0", "--html", "page.html"]
+    done = invoke("compare", "program.py", *arguments)
+    assert done.exit_code == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "tracetool report tracetool-compare/3.json.gz tracetool-compare/1.json.gz" in text

@@ -31,7 +31,12 @@ def interval_words(one: Times) -> str:
     ratio = one.ratio
     assert ratio is not None
     low, high = (ratio.low, ratio.high) if ratio.slower else (1 / ratio.high, 1 / ratio.low)
-    return f" a step, unprofiled, 95 % interval {_factor(low)} to {_factor(high)}"
+    said = (
+        "a step, unprofiled,"
+        if ratio.slower or ratio.faster
+        else f"in a step, unprofiled: {_factor(1 / ratio.value)} as fast,"
+    )
+    return f" {said} 95 % interval {_factor(low)} to {_factor(high)}"
 
 
 def _factor(value: float) -> str:

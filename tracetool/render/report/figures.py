@@ -40,6 +40,7 @@ KIND_COLOURS = {
     Kind.LAUNCH: "#3b8fd4",
     Kind.GRAPH_LAUNCH: "#7a5cc7",
     Kind.SYNC: "#d55e00",
+    Kind.OP: "#6f9fd8",
     Kind.CALL: "#8d97a5",
     Kind.KERNEL: "#009e73",
     Kind.GRAPH_KERNEL: "#5fbf9f",

@@ -15,10 +15,9 @@ import msgspec
 from tracetool import __version__, by_name, unprofiled
 from tracetool.differ import TraceDiff, outer_paths
 from tracetool.environment import as_captured
-from tracetool.errors import SettingError
 from tracetool.metrics import METRICS, Unit
 from tracetool.render import words
-from tracetool.render.report import figures
+from tracetool.render.report import check_installed, figures
 from tracetool.render.report.tree import tree
 from tracetool.render.speed import interval_words, speed_word, speed_words
 from tracetool.render.verdict import changes_of, summary_verdict
@@ -102,13 +101,9 @@ def report(found: TraceDiff, extras: Extras | None = None) -> str:
     Raises:
         SettingError: jinja2 or plotly is not installed.
     """
-    try:
-        import jinja2
-        import plotly  # noqa: F401 - what draws is looked for before any work is done
-    except ImportError as error:
-        raise SettingError(
-            f"a report needs {error.name}, which is not installed: pip install 'tracetool[report]'"
-        ) from None
+    check_installed()
+    import jinja2
+
     extras = extras or Extras()
     assets = resources.files(__package__) / "assets"
     drawn, context = _context(found, extras)
