@@ -137,7 +137,7 @@
     table.querySelector(`[data-sort="${CSS.escape(key)}"]`)?.focus();
   });
   $("controls").addEventListener("input", () => {
-    if ($("pick-variant")) { $("pick-variant").hidden = byVariant(); $("pick-metric").hidden = !byVariant(); }
+    if ($("pick-variant")) { $("pick-variant").hidden = byVariant(); $("pick-metric").hidden = !byVariant(); $("every").parentElement.hidden = byVariant(); }
     draw();
   });
   for (const form of document.querySelectorAll("form")) form.addEventListener("submit", (event) => event.preventDefault());
