@@ -197,6 +197,18 @@ def test_keys_zoom_and_the_button_changes_the_theme(chromium, page_of_two):
         assert page.run(ground) == light
 
 
+def test_what_is_printed_is_light_and_no_wider_than_paper(chromium, page_of_two):
+    width = "document.querySelector('[data-figure=timeline] .main-svg').getBoundingClientRect().width"
+    with opened(chromium, page_of_two, dark=True) as page:
+        screen = page.run(width)
+        page.run("dispatchEvent(new Event('beforeprint'))")
+        assert page.run(width) == 680 < screen
+        assert page.run("getComputedStyle(document.documentElement).colorScheme") == "light"
+        page.run("dispatchEvent(new Event('afterprint'))")
+        page.until(f"{width} === {screen}")
+        assert page.run("getComputedStyle(document.documentElement).colorScheme") == "dark"
+
+
 def test_names_from_traces_are_text(chromium, tmp_path):
     one = saved(tmp_path / "one.json.gz", events_of(EVIL, range_name=EVIL), deviceProperties=[{"name": EVIL}])
     two = saved(tmp_path / "two.json.gz", events_of(EVIL + "2", kernels=2, range_name=EVIL))

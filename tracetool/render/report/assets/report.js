@@ -195,6 +195,8 @@
     });
     if (layout.legend) made.legend = merge(layout.legend, { font: { color: css("--soft"), size: narrow() ? 10 : 12 } });
     if (layout.shapes) made.shapes = layout.shapes.map((shape) => merge(shape, { line: { color: css("--faint") } }));
+    // What is as wide as the screen would be cut off by the edge of the paper.
+    if ("before" in root.dataset && !name.startsWith("bar-")) made.width = 680;
     if (name === "timeline") made.height = layout.height + (narrow() ? 90 : 20);
     return made;
   }
@@ -278,11 +280,17 @@
   // Light and dark.
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
-  const redraw = () => { if (window.Plotly) drawAll(); };
+  // All at once: who prints does not wait.
+  const redraw = () => { if (window.Plotly) places().forEach(drawOne); };
   function watch() {
     dark.addEventListener("change", redraw);
     window.addEventListener("beforeprint", () => { root.dataset.before = root.dataset.theme ?? ""; root.dataset.theme = "light"; redraw(); });
-    window.addEventListener("afterprint", () => { if (root.dataset.before) root.dataset.theme = root.dataset.before; else delete root.dataset.theme; redraw(); });
+    window.addEventListener("afterprint", () => {
+      if (root.dataset.before) root.dataset.theme = root.dataset.before; else delete root.dataset.theme;
+      delete root.dataset.before;
+      redraw();
+      for (const place of places()) window.Plotly.relayout(place, { width: null, autosize: true });
+    });
   }
   $("theme").addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; redraw(); });
 })();
