@@ -14,10 +14,17 @@ BIN := .venv/bin
 
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps traceinsight==0.6.1
+	touch $@ .venv/base .venv/report
+
+.venv/report: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[report]'
 	touch $@ .venv/base
 
-demo: .venv/base
-	$(BIN)/tracetool diff traces/train_pageable.json.gz traces/train_pinned.json.gz
+demo: .venv/report
+	$(BIN)/tracetool diff traces/train_pageable.json.gz traces/train_pinned.json.gz --html tracetool-demo.html --force
+	@echo
+	@echo "the same as a page: $(CURDIR)/tracetool-demo.html"
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -32,8 +39,6 @@ test-all: lint
 	$(BIN)/pytest -n 2
 
 bench: .venv/dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hta]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps traceinsight==0.6.1
 	$(BIN)/python tests/benchmarks/bench_read.py
 
 clean:

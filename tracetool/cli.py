@@ -10,21 +10,24 @@ import sys
 import time
 import traceback
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tracetool import __version__
+from tracetool.breakdown_command import breakdown
 from tracetool.capture_commands import capture, workloads
 from tracetool.compare_command import compare
 from tracetool.errors import SettingError, TracetoolError
 from tracetool.options import TRACE, metric_option, output_options, reading_options, view_options
 from tracetool.output import check_target
+from tracetool.perfetto_commands import merge, open_traces
 from tracetool.presenting import FAILED, emit, exit_code_of, fail, view_of
+from tracetool.reporting import check_report, html_option, write_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from tracetool.differ import TraceDiff
     from tracetool.render.view import View
@@ -70,6 +73,7 @@ def summary(context: click.Context, /, trace: str, form: str, output: Path | Non
 @click.option("--name", "labels", multiple=True, metavar="LABEL", help="What to call each side, in their order.")
 @click.option("--self", "own", is_flag=True, help="Compare what a range owns directly, without the ranges in it.")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 where any exact count differs.")
+@html_option
 @view_options
 @reading_options
 @output_options
@@ -82,6 +86,7 @@ def diff(
     labels: tuple[str, ...],
     own: bool,
     exit_code: bool,
+    html: Path | None,
     form: str,
     output: Path | None,
     force: bool,
@@ -92,6 +97,7 @@ def diff(
     from tracetool.differ import diff as compare
 
     check_target(output, force=force)
+    check_report(html, output, force=force)
     view = view_of(options)
     summaries, eager = _summarize([baseline, *variants], options)
     _check_patterns(view, summaries)
@@ -100,8 +106,40 @@ def diff(
         *summaries, labels=[_printable(label) for label in labels], scope="self" if own else "total", per=per
     )
     emit("diff", found, form, output, _with_next(view, _next_of_diff(found, labels, options)))
+    if html is not None:
+        write_report(found, html, _command_of_report([baseline, *variants], labels, html, options))
     unhealthy = exit_code_of([*summaries, *eager])
     context.exit(unhealthy or (DIFFERS if exit_code and found.differs else 0))
+
+
+@cli.command()
+@click.argument("baseline", type=TRACE)
+@click.argument("variants", type=TRACE, nargs=-1)
+@click.option("--name", "labels", multiple=True, metavar="LABEL", help="What to call each side, in their order.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The page, an HTML file."
+)
+@click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
+@reading_options
+@click.pass_context
+def report(
+    context: click.Context,
+    /,
+    baseline: str,
+    variants: tuple[str, ...],
+    labels: tuple[str, ...],
+    output: Path,
+    force: bool,
+    **options: Any,
+) -> None:
+    """Write an HTML page about BASELINE, or about what VARIANTS changed: one file that needs no network."""
+    from tracetool.differ import lay_out
+
+    check_report(output, None, force=force)
+    summaries, eager = _summarize([baseline, *variants], options)
+    found = lay_out(summaries, labels=[_printable(label) for label in labels])
+    write_report(found, output, _command_of_report([baseline, *variants], labels, output, options))
+    context.exit(exit_code_of([*summaries, *eager]))
 
 
 @cli.command()
@@ -129,8 +167,11 @@ def metrics(metrics: tuple[str, ...], form: str, output: Path | None, force: boo
     emit("metrics", chosen, form, output, None)
 
 
+cli.add_command(breakdown)
 cli.add_command(capture)
 cli.add_command(compare)
+cli.add_command(merge)
+cli.add_command(open_traces)
 cli.add_command(workloads)
 
 
@@ -231,6 +272,11 @@ def _read_alike(options: dict[str, Any]) -> list[str]:
         *(word for source in options["ranges_as"] for word in ("--ranges-as", source)),
         *(("--ranges-from", options["ranges_from"]) if options["ranges_from"] else ()),
     ]
+
+
+def _command_of_report(paths: Sequence[str], labels: Sequence[str], output: Path, options: dict[str, Any]) -> list[str]:
+    names = [word for label in labels for word in ("--name", label)]
+    return ["report", *paths, *names, *_read_alike(options), "-o", str(output)]
 
 
 def _next_of_summary(found: TraceSummary, options: dict[str, Any]) -> list[str]:

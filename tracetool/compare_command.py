@@ -11,10 +11,11 @@ import click
 
 from tracetool.capture_commands import INTERRUPTED, setting_options
 from tracetool.capturing.options import ENDING
-from tracetool.errors import TracetoolError
+from tracetool.errors import CaptureError, TracetoolError
 from tracetool.options import output_options, view_options
 from tracetool.output import check_target, write
 from tracetool.presenting import exit_code_of, fail, rendered, view_of
+from tracetool.reporting import check_report, html_option, write_report
 
 if TYPE_CHECKING:
     from tracetool.comparing import Comparison
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Where the variants' traces are kept.",
 )
+@html_option
 @setting_options
 @view_options
 @output_options
@@ -66,6 +68,7 @@ def compare(
     rounds: int,
     samples: int,
     folder: Path,
+    html: Path | None,
     settings: tuple[tuple[str, str], ...],
     wait: int | None,
     warmup: int | None,
@@ -84,6 +87,7 @@ def compare(
     from tracetool.capturing.options import CaptureOptions
 
     check_target(output, force=force)
+    check_report(html, output, force=force)
     recorded = {option.name: options.pop(option.name) for option in fields(CaptureOptions)}
     view = view_of(options)
     variants = comparing.combinations([comparing.variation(text) for text in vary], dict(settings), arguments)
@@ -98,6 +102,8 @@ def compare(
         kept = f"what was captured until then is in {folder}" if _holds_traces(folder) else "nothing was captured yet"
         context.exit(fail(f"interrupted; {kept}", INTERRUPTED))
     write(_rendered(found, form, view, output), output)
+    if html is not None:
+        _report(found, html)
     context.exit(_exit_code(found))
 
 
@@ -112,6 +118,17 @@ def _rendered(found: Comparison, form: str, view: Any, output: Path | None) -> s
         return comparison.to_json(found, view)
     added = comparison.markdown(found) if form == "markdown" else comparison.text(found)
     return added if found.diff is None else rendered("diff", found.diff, form, output, view) + "\n" + added
+
+
+def _report(found: Comparison, html: Path) -> None:
+    if found.diff is None:
+        raise CaptureError(f"{html} is not written: only one variant has a trace, so there is nothing to compare")
+    notes = [f"{label} failed, and is not shown: {failure}" for label, failure in found.failures.items()]
+    notes += [f"{label} came to other results than the baseline" for label in found.different]
+    sides = found.diff.sides
+    names = [word for side in sides for word in ("--name", side.label)]
+    command = ["report", *(side.summary.source for side in sides), *names, "-o", str(html)]
+    write_report(found.diff, html, command, notes)
 
 
 def _exit_code(found: Comparison) -> int:

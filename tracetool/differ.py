@@ -162,7 +162,7 @@ class DiffRow:
     def status(self) -> Status:
         """What became of the range: added or gone on any variant, else changed on any, else the same."""
         fates = {self.fate(variant) for variant in range(len(self.parts) - 1)}
-        return next(status for status in (Status.ADDED, Status.GONE, Status.CHANGED, Status.SAME) if status in fates)
+        return next((one for one in (Status.ADDED, Status.GONE, Status.CHANGED) if one in fates), Status.SAME)
 
     def fate(self, variant: int) -> Status:
         """What became of the range on one variant."""
@@ -188,7 +188,7 @@ class TraceDiff:
         """Line up and compare. `diff` is the public way to make one."""
         self.sides = tuple(sides)
         self.scope = scope
-        self._per = per
+        self.per = per
         self.environment = environment.differences([side.summary.environment for side in sides])
         self.stepped = all(side.summary.step_count for side in sides)
         if per is Per.STEP and not self.stepped:
@@ -302,12 +302,12 @@ class TraceDiff:
             part is not None and side.summary.calls[list(part.rows)].sum()
             for side, part in zip(self.sides, parts, strict=True)
         )
-        if metric == "calls" and self._per is None and not self.stepped and self._nested(parts):
+        if metric == "calls" and self.per is None and not self.stepped and self._nested(parts):
             return Per.CALL
-        per = self._per or (Per.CALL if called else Per.STEP)
+        per = self.per or (Per.CALL if called else Per.STEP)
         if per is Per.CALL and (metric == "calls" or not called or any(part and part.own_only for part in parts)):
             per = Per.STEP
-        if per is Per.STEP and (not self.stepped or (self._per is not Per.STEP and self._outside(metric, parts))):
+        if per is Per.STEP and (not self.stepped or (self.per is not Per.STEP and self._outside(metric, parts))):
             per = Per.TRACE
         return per
 
@@ -369,9 +369,16 @@ def diff(
         SettingError: there is no variant, the labels are not one for each side, or `per` is `step` and a side has
             no steps.
     """
-    summaries = [side if isinstance(side, TraceSummary) else summarize(side) for side in (baseline, *variants)]
     if not variants:
         raise SettingError("a diff needs a baseline and at least one variant")
+    summaries = [side if isinstance(side, TraceSummary) else summarize(side) for side in (baseline, *variants)]
+    return lay_out(summaries, labels=labels, scope=scope, per=per)
+
+
+def lay_out(
+    summaries: Sequence[TraceSummary], *, labels: Sequence[str] = (), scope: str = "total", per: Per | None = None
+) -> TraceDiff:
+    """The same of a baseline and its variants in one sequence, and of a single trace, which is then all baseline."""
     if labels and len(labels) != len(summaries):
         raise SettingError(f"{len(labels)} names for {len(summaries)} traces: give one name for each, in their order")
     names = list(labels) or _file_labels([summary.source for summary in summaries])

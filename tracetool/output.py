@@ -42,18 +42,25 @@ def write(text: str, target: Path | None) -> None:
     """
     if target is None:
         _print(text)
-        return
+    else:
+        write_bytes(text.encode("utf-8"), target)
+
+
+def write_bytes(content: bytes, target: Path) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     try:
         target = target.resolve()  # a link stays, and what it points to is replaced
         if _is_stream(target):
-            target.write_text(text, encoding="utf-8")
+            target.write_bytes(content)
             return
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
-        ) as file:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
             temporary = Path(file.name)
             try:
-                file.write(text)
+                file.write(content)
                 file.close()
                 # A temporary file is private; a result is as readable as any file made here.
                 mask = os.umask(0)

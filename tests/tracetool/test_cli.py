@@ -719,7 +719,7 @@ def test_completion_scripts(shell):
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        ("tracetool ", {"summary", "diff", "health", "metrics", "capture", "compare", "workloads"}),
+        ("tracetool ", set(cli.cli.commands)),
         ("tracetool summary --format ", set(FORMATS)),
         ("tracetool summary x --per ", {"call", "step", "trace"}),
         ("tracetool diff --exit", {"--exit-code"}),

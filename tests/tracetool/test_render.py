@@ -256,6 +256,9 @@ def test_markdown_tables_have_their_columns_and_no_live_names(tmp_path, name):
             count += 1
             assert len({len(row) for row in table}) == 1
             assert all(set(cell.strip()) == {"-"} for cell in table[1])
+        for ours in ("<details>", "</details>", "<summary>", "</summary>"):
+            assert text.count(ours) <= 1
+            text = text.replace(ours, "")  # noqa: PLW2901 (what is folded is ours, and nobody else's)
         without_code = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", text.replace("\\`", ""))
         assert not re.search(r"(?<!\\)<", without_code)
         assert not re.search(r"(?<!\\)\[x", without_code)
@@ -268,8 +271,24 @@ def test_markdown_names_keep_their_text():
     assert markdown._name("a`b") == "`` a`b ``"
     assert markdown._name("a``b") == "``` a``b ```"
     assert markdown._name("a\nb") == "`a b`"
-    assert markdown._plain("a_b*c[d]<e>|`") == "a\\_b\\*c\\[d\\]\\<e\\>\\|\\`"
+    assert markdown.plain("a_b*c[d]<e>|`") == "a\\_b\\*c\\[d\\]\\<e\\>\\|\\`"
     assert len(markdown._name("x" * 500)) <= 122
+
+
+@pytest.mark.parametrize("most", [1000, 60_000])
+def test_markdown_is_bounded_and_says_what_it_left_out(most):
+    blocks = ["**verdict**", *(f"| {number} | {'x' * 90} |" for number in range(2000))]
+    text = markdown.bounded(blocks, most)
+    assert len(text) <= most
+    shown = text.count("| x")
+    assert f"And {2001 - shown - 1:,} more lines, for GitHub takes no longer comment" in text
+    assert markdown.bounded(blocks[:5]) == "\n".join(blocks[:5]) + "\n"
+
+
+def test_markdown_of_any_diff_is_a_comment(tmp_path):
+    sides = [odd("x" * 900 + str(at), "k" * 900, count=at + 1).summary(tmp_path / f"{at}.json") for at in range(60)]
+    text = markdown.diff(tracetool.diff(*sides, labels=[f"{at}{'y' * 900}" for at in range(60)]), View(everything=True))
+    assert len(text) < 65_536
 
 
 def test_markdown_of_the_real_pair(real):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from tracetool import unprofiled
 from tracetool.render import words
+from tracetool.render.speed import speed_words
 from tracetool.render.tables import SHORT, diff_table, summary_table, top_contributors
-from tracetool.render.verdict import summary_verdict, verdict_of
+from tracetool.render.verdict import changes_of, summary_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -19,27 +21,30 @@ if TYPE_CHECKING:
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#&$])")
 _LONGEST_NAME = 120
+_LONGEST_VERDICT = 2000
+_MOST_SETTINGS = 50
+_ROOM_FOR_THE_REST = 200
+
+MOST_CHARACTERS = 60_000
+"""GitHub takes comments of 65,536; the rest is for who adds a heading."""
 
 
 def summary(found: TraceSummary, view: View) -> str:
     """One trace."""
     table = summary_table(found, view)
-    lines = [f"**{_plain(summary_verdict(found))}**", "", *_sides([("", found)]), ""]
+    lines = [f"**{plain(words.shorten(summary_verdict(found), _LONGEST_VERDICT))}**", "", *_sides([("", found)]), ""]
     if table.lines:
-        headings = [f"range (per {table.per})", "calls", *(_plain(SHORT.get(name, name)) for name in table.metrics)]
-        lines += _table(headings, ([_noted(line.path, line.note), *line.cells] for line in table.lines))
+        headings = [f"range (per {table.per})", "calls", *(plain(SHORT.get(name, name)) for name in table.metrics)]
+        lines += table_lines(headings, ([_noted(line.path, line.note), *line.cells] for line in table.lines))
         lines += ["", *_left(table.left)]
     made = top_contributors(found, view, [name for name in table.metrics if name not in ("ops", "h2d_bytes")])
-    lines += [f"- {_plain(name)}: {_plain(text)}" for name, text in made]
-    return "\n".join(lines).rstrip() + "\n"
+    lines += [f"- {plain(name)}: {plain(text)}" for name, text in made]
+    return bounded(lines)
 
 
 def diff(found: TraceDiff, view: View) -> str:
-    """A diff: the verdict, and a table of what changed."""
-    lines = [f"**{_plain(verdict_of(found))}**", "", *_sides([(side.label, side.summary) for side in found.sides]), ""]
-    for name, values in found.environment.items():
-        lines.append(f"- differs: {_plain(name)}: {_plain(' -> '.join(values))}")
-    lines += [""] if found.environment else []
+    """A diff: the verdict, a table of what changed, and where the traces come from folded below it."""
+    lines = [*_verdicts(found), ""]
     rows = []
     table = diff_table(found, view)
     for section in table.sections:
@@ -50,20 +55,59 @@ def diff(found: TraceDiff, view: View) -> str:
             profiled = "" if line.metric.exact else ", profiled,"
             metric = f"{line.metric.name}{profiled} {words.each(line.metric.name, line.per)}"
             changes = [f"{value} {ratio}".strip() for value, ratio in zip(line.variants, line.ratios, strict=True)]
-            rows.append([title, _plain(metric), line.baseline, *changes, _plain(line.causes)])
+            rows.append([title, plain(metric), line.baseline, *changes, plain(line.causes)])
             title = ""
     if rows:
-        headings = ["range", "metric", *(_plain(side.label) for side in found.sides), "what did it"]
-        lines += [*_table(headings, rows), "", *_left(table.left)]
+        headings = ["range", "metric", *(plain(side.label) for side in found.sides), "what did it"]
+        lines += [*table_lines(headings, rows), "", *_left(table.left)]
     else:
         lines.append("No range that is shown differs.")
-    return "\n".join(lines).rstrip() + "\n"
+    return bounded([*lines, "", _folded(found)])
+
+
+def _verdicts(found: TraceDiff) -> list[str]:
+    """What changed, and how fast that is where it was measured without a profiler."""
+    times = unprofiled.times_of(found.sides)
+    several = len(found.variants) > 1
+    lines = []
+    for number, side in enumerate(found.variants):
+        told = "; ".join(changes_of(found, number))
+        told = told if len(told) <= _LONGEST_VERDICT else f"{told[:_LONGEST_VERDICT]}..."
+        label = f"{plain(words.shorten(side.label, _LONGEST_NAME))}: " if several else ""
+        lines.append(f"{'- ' if several else ''}{label}**{plain(told)}**")
+        if (speed := speed_words(times[number + 1], times[0])) is not None:
+            lines += ([] if several else [""]) + [f"{'  - ' if several else ''}{plain(speed)}"]
+    return lines
+
+
+def _folded(found: TraceDiff) -> str:
+    lines = ["<details><summary>Traces and environment</summary>", ""]
+    lines += _sides([(side.label, side.summary) for side in found.sides])
+    for name, values in list(found.environment.items())[:_MOST_SETTINGS]:
+        told = " -> ".join(words.shorten(value, _LONGEST_NAME) for value in values[:_MOST_SETTINGS])
+        lines.append(f"- differs: {plain(words.shorten(name, _LONGEST_NAME))}: {plain(told)}")
+    return "\n".join([*lines, "", "</details>"])
+
+
+def bounded(blocks: Sequence[str], most: int = MOST_CHARACTERS) -> str:
+    """Blocks of lines as one text that GitHub takes; the last ones, if they do not fit, are left out and counted."""
+    text = "\n".join(blocks).rstrip() + "\n"
+    if len(text) <= most:
+        return text
+    kept, size = [], 0
+    for block in blocks:
+        if size + len(block) + 1 > most - _ROOM_FOR_THE_REST:
+            break
+        kept.append(block)
+        size += len(block) + 1
+    left = words.plural(len(blocks) - len(kept), "more line")
+    return "\n".join([*kept, "", f"And {left}, for GitHub takes no longer comment: `--range` chooses."]) + "\n"
 
 
 def health(found: TraceSummary) -> str:
     """All findings about one trace."""
     lines = [*_sides([("", found)]), ""]
-    lines += [f"- **{one.severity}** `{one.code}`: {_plain(one.message)}" for one in found.health.findings] or [
+    lines += [f"- **{one.severity}** `{one.code}`: {plain(one.message)}" for one in found.health.findings] or [
         "Nothing stands against this trace's counts."
     ]
     return "\n".join(lines) + "\n"
@@ -76,11 +120,11 @@ def metrics(chosen: Sequence[Metric]) -> str:
             f"`{metric.name}`",
             metric.unit.value,
             ("exact" if metric.exact else "statistical") + ("" if metric.additive else ", not additive"),
-            _plain(metric.meaning),
+            plain(metric.meaning),
         ]
         for metric in chosen
     ]
-    return "\n".join(_table(["metric", "unit", "kind", "meaning"], rows)) + "\n"
+    return "\n".join(table_lines(["metric", "unit", "kind", "meaning"], rows)) + "\n"
 
 
 def _left(left: int) -> list[str]:
@@ -89,15 +133,16 @@ def _left(left: int) -> list[str]:
 
 def _sides(sides: Sequence[tuple[str, TraceSummary]]) -> list[str]:
     return [
-        f"- {f'{_plain(label)}: ' if label else ''}{_code(words.shorten(found.source, _LONGEST_NAME))}, "
+        f"- {f'{plain(label)}: ' if label else ''}{_code(words.shorten(found.source, _LONGEST_NAME))}, "
         f"{words.plural(found.event_count, 'event')}, {words.plural(found.step_count, 'step')}, "
-        f"{_plain(found.environment.get('gpu', 'no GPU named'))}, health {found.health.verdict}"
-        f"{f', {_plain(told)}' if (told := words.given_back(found)) else ''}"
+        f"{plain(found.environment.get('gpu', 'no GPU named'))}, health {found.health.verdict}"
+        f"{f', {plain(told)}' if (told := words.given_back(found)) else ''}"
         for label, found in sides
     ]
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table_lines(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table; rows may be shorter than its headings."""
     lines = [_line(headings), _line(["---"] * len(headings))]
     lines += [_line([*row, *[""] * (len(headings) - len(row))]) for row in rows]
     return lines
@@ -108,7 +153,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _noted(path: Sequence[str], note: str) -> str:
-    return _name(words.path_text(path)) + (f" *{_plain(note)}*" if note else "")
+    return _name(words.path_text(path)) + (f" *{plain(note)}*" if note else "")
 
 
 def _name(text: str) -> str:
@@ -122,5 +167,6 @@ def _code(text: str) -> str:
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Text in which nothing is Markdown or HTML."""
     return _SPECIAL.sub(r"\\\1", words.clean(text))

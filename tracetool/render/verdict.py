@@ -61,14 +61,15 @@ _MOST = 3
 
 def verdict_of(found: TraceDiff) -> str:
     """What changed, in one line: for each variant the ranges in which the change was made."""
-    lines = [_of_variant(found, number) for number in range(len(found.variants))]
+    lines = ["; ".join(changes_of(found, number)) for number in range(len(found.variants))]
     if len(lines) == 1:
         return lines[0]
     return " | ".join(f"{side.label}: {line}" for side, line in zip(found.variants, lines, strict=True))
 
 
-def _of_variant(found: TraceDiff, variant: int) -> str:
-    told = [(row, text) for row in found.rows if (text := ", ".join(_changes(row, variant)))]
+def changes_of(found: TraceDiff, variant: int) -> list[str]:
+    """What changed on one variant, a clause for each range in which a change was made."""
+    told = [(row, text) for row in found.rows if (text := ", ".join(changes_in(row, variant)))]
     # A change shows in every range around the one where it was made; the innermost one says where that is.
     outer = outer_paths((row.path for row, _ in told), (row.path for row, _ in told))
     inner = [(row, text) for row, text in told if row.path not in outer]
@@ -81,15 +82,15 @@ def _of_variant(found: TraceDiff, variant: int) -> str:
             for row in found.rows
             for comparison in row.metrics.values()
         )
-        rest = f"; {plural(times, 'profiled time')} {'differs' if times == 1 else 'differ'}" if times else ""
-        return f"no count of launches, copies, syncs or ops differs{rest}{_unchecked(found, variant)}"
+        rest = [f"{plural(times, 'profiled time')} {'differs' if times == 1 else 'differ'}"] if times else []
+        return ["no count of launches, copies, syncs or ops differs", *rest, *_unchecked(found, variant)]
     parts = [f"{path_text(row.path)}: {text}" for row, text in inner[:_MOST]] + fates[: _MOST - len(inner[:_MOST])]
     left = len(inner) + len(fates) - len(parts)
-    more = f"; and {plural(left, 'more range')}" if left > 0 else ""
-    return "; ".join(parts) + more + _unchecked(found, variant)
+    more = [f"and {plural(left, 'more range')}"] if left > 0 else []
+    return [*parts, *more, *_unchecked(found, variant)]
 
 
-def _unchecked(found: TraceDiff, variant: int) -> str:
+def _unchecked(found: TraceDiff, variant: int) -> list[str]:
     """What could not be compared, because one side has no record of it."""
     sides = (found.baseline, found.variants[variant])
     names = [
@@ -97,16 +98,17 @@ def _unchecked(found: TraceDiff, variant: int) -> str:
         for name in found.metrics
         if name in METRICS and METRICS[name].exact and len({side.summary.holds(name) for side in sides}) > 1
     ]
-    told = ""
+    told = []
     for needs in dict.fromkeys(METRICS[name].needs for name in names):
         without = next(
             side.label for side in sides if any(METRICS[n].needs is needs and not side.summary.holds(n) for n in names)
         )
-        told += f"; {_UNCHECKED[needs]} not compared: {without} has none on record"
+        told.append(f"{_UNCHECKED[needs]} not compared: {without} has none on record")
     return told
 
 
-def _changes(row: DiffRow, variant: int) -> Iterator[str]:
+def changes_in(row: DiffRow, variant: int) -> Iterator[str]:
+    """What changed in one range of one variant, by metric."""
     exact = [name for name in row.metrics if name in METRICS and _changed(row.metrics[name], variant)]
     names = [name for name in _TELLING if name in exact or _kind_changed(row, name, variant)]
     # What says less is said only where it is all there is to say.
