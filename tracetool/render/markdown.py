@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tracetool.render import words
+from tracetool.checking import Result, unfit
+from tracetool.render import sentences, words
 from tracetool.render.tables import SHORT, diff_table, summary_table, top_contributors
 from tracetool.render.verdict import summary_verdict, verdict_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from tracetool.checking import Check
     from tracetool.differ import TraceDiff
     from tracetool.metrics import Metric
     from tracetool.render.view import View
@@ -57,6 +59,23 @@ def diff(found: TraceDiff, view: View) -> str:
         lines += [*_table(headings, rows), "", *_left(table.left)]
     else:
         lines.append("No range that is shown differs.")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def check(found: Check, view: View) -> str:
+    """What came of a check: the verdict, then violations, then what was not checked."""
+    lines = [f"**{_plain(sentences.verdict(found))}**", "", *_sides([("", found.summary)]), ""]
+    bad = unfit(found.summary)
+    lines += [f"- **not healthy**: {_plain(bad.message)}"] if bad is not None else []
+    lines += [f"- **warning**: {_plain(one.message)}" for one in found.findings]
+    broken, left = (found.broken, 0) if view.everything else sentences.telling(found.outcomes)
+    lines += [f"- :x: {_plain(sentences.sentence(one))}" for one in broken]
+    lines += [f"- and {words.plural(left, 'more count')} that follow from these"] if left else []
+    lines += [f"- :grey_question: {_plain(sentences.sentence(one))}" for one in found.not_checked]
+    lines += [f"- accepted: {_plain(sentences.accepted(one))}" for one in found.accepted or ()]
+    if view.everything:
+        held = [one for one in found.outcomes if one.result is Result.HELD]
+        lines += [f"- :white_check_mark: {_plain(sentences.sentence(one))}" for one in held]
     return "\n".join(lines).rstrip() + "\n"
 
 
