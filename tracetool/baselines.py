@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracetool import budgets as budgeting
@@ -16,6 +15,7 @@ from tracetool.summary import summarize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from tracetool.budgets import Budget
     from tracetool.checking import Baseline, Outcome

@@ -140,14 +140,13 @@ def check(summary: TraceSummary, budgets: Sequence[Budget], baseline: Baseline |
             relative and there is no baseline.
     """
     ranges = measuring.targets(summary)
-    outcomes = []
+    outcomes: list[Outcome] = []
     for budget in budgets:
         if budget.bound.relative and baseline is None:
             raise BudgetError(f"{budget.place}: there is no baseline: name one, or give the bound as a number")
         if budget.per == "step" and not summary.step_count:
             raise BudgetError(f"{budget.place}: {summary.source} has no profiler steps: say per = 'call' or 'trace'")
-        for target in _fitting(summary, ranges, budget):
-            outcomes.append(_held(summary, target, budget, baseline))
+        outcomes += [_held(summary, target, budget, baseline) for target in _fitting(summary, ranges, budget)]
     return outcomes
 
 
@@ -320,7 +319,12 @@ def unfit(summary: TraceSummary, *, needs_device: bool = True) -> Finding | None
 
 def needs_device(budgets: Sequence[Budget]) -> bool:
     """Whether any budget asks for what only a device does."""
-    return any(budget.metric.needs is Needs.DEVICE for budget in budgets)
+    return bool(device_metrics(budgets))
+
+
+def device_metrics(budgets: Sequence[Budget]) -> list[str]:
+    """The metrics of budgets that only a device does anything for."""
+    return list(dict.fromkeys(one.metric.name for one in budgets if one.metric.needs is Needs.DEVICE))
 
 
 def no_baseline_for(path: Path, source: str) -> BudgetError:

@@ -317,23 +317,15 @@ def compare(summary: TraceSummary, section: Section, source: str) -> list[Outcom
     found = [_not_recorded(word, word in now.records, source) for word in sorted(differing - {_BY_NAME})]
     by_path = {target.path: target for target in measuring.targets(summary)}
     for path in [*now.ranges, *(path for path in section.ranges if path not in now.ranges)]:
-        before, after = section.ranges.get(path), now.ranges.get(path)
-        metrics: Iterable[str] = dict.fromkeys([*(before or {}), *(after or {})])
-        if (before is None) != (after is None) and "calls" in (before or after or {}):
+        before, after = section.ranges.get(path, {}), now.ranges.get(path, {})
+        metrics: Iterable[str] = dict.fromkeys([*before, *after])
+        if not (before and after) and "calls" in (before or after):
             metrics = ["calls"]
-        for metric in metrics:
-            if _record_of(metric) not in differing:
-                found.append(
-                    _compared(
-                        summary,
-                        by_path.get(path),
-                        path,
-                        metric,
-                        (before or {}).get(metric),
-                        (after or {}).get(metric),
-                        source,
-                    )
-                )
+        found += [
+            _compared(summary, by_path.get(path), path, metric, before.get(metric), after.get(metric), source)
+            for metric in metrics
+            if _record_of(metric) not in differing
+        ]
     return found
 
 
