@@ -193,7 +193,9 @@ def _samples(summary: TraceSummary, row: int, metric: str, scope: str, per: str)
 
 
 def causes(summary: TraceSummary, target: Target, found: Measured, chosen: Sequence[int]) -> list[Cause]:
-    """What made some of the samples of a measured metric, the greatest part first."""
+    """What made some of the samples of a measured metric, the greatest part first; nothing where it is no sum."""
+    if not found.pieces:
+        return []
     amounts: Counter[tuple[str, str]] = Counter()
     first = 0
     wanted = np.array(sorted(chosen), dtype=np.int64)

@@ -151,10 +151,9 @@ def _budgets(item: pytest.Item) -> list[Budget]:
 
     found = []
     for mark in _markers(item):
-        source = f"{item.nodeid}: {MARKER}"
         if len(mark.args) > 1 or "range" in mark.kwargs:
-            raise BudgetError(f"{source} takes one range, in quotes, and then metrics by name: repeat it for another")
-        found += parse_table({**({"range": mark.args[0]} if mark.args else {}), **mark.kwargs}, source)
+            raise BudgetError(f"{MARKER} takes one range, in quotes, and then metrics by name: repeat it for another")
+        found += parse_table({**({"range": mark.args[0]} if mark.args else {}), **mark.kwargs}, MARKER)
     return found
 
 
@@ -190,10 +189,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     from tracetool.checking import device_metrics
     from tracetool.errors import TracetoolError
 
+    wrong = ""
     try:
         budgets = _budgets(item)
     except TracetoolError as error:
-        pytest.fail(str(error), pytrace=False)
+        wrong, budgets = str(error), []
+    if wrong:
+        pytest.fail(wrong, pytrace=False)
     _require_torch(MARKER)
     if (names := device_metrics(budgets)) and not _has_device():
         pytest.skip(f"{', '.join(names)} cannot be counted: there is no GPU")
@@ -300,6 +302,9 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A broken budget is reported in its own words, in the short summary too; traces of failed tests are kept."""
     report = yield
+    if report.skipped and isinstance(report.longrepr, tuple) and report.longrepr[0] == __file__:
+        path, line, _ = item.location
+        report.longrepr = (path, (line or 0) + 1, report.longrepr[2])
     session = item.stash.get(_SESSION, None)
     if session is None or call.when != "call":
         return report
@@ -317,6 +322,7 @@ def _in_words(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -
     first, *others = str(excinfo.value).split("\n")
     message = f"{first} (and {len(others)} more)" if others else first
     told.reprcrash = type(told.reprcrash)(path, (line or 0) + 1, message)
+    told.chain = [(told.reprtraceback, told.reprcrash, None)]  # what xdist sends to its controller
     return told
 
 
@@ -455,7 +461,7 @@ class Block:
 
 @pytest.fixture
 def trace_capture(request: pytest.FixtureRequest) -> TraceCapture:
-    """Captures a block under the profiler: `with trace_capture(warmup=2, steps=3) as trace: ...`."""
+    """Captures a `with` block under the profiler; what it gives can be asked afterwards."""
     if _flag(request.config, "trace_off"):
         pytest.skip("--trace-off: nothing is captured")
     _require_torch("trace_capture")
@@ -464,7 +470,7 @@ def trace_capture(request: pytest.FixtureRequest) -> TraceCapture:
 
 @pytest.fixture
 def trace_snapshot(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Compares what `trace_capture` gave with the counts that are committed; it is called with that trace."""
+    """Compares what `trace_capture` gave with the counts that are committed."""
     item, config = request.node, request.config
     module = item.path
     names = item.nodeid.split("::")[1:]
@@ -496,10 +502,10 @@ def _has_device_work(trace: Trace) -> bool:
 
 def _accept(item: pytest.Item, trace: Trace, path: Path) -> None:
     from tracetool import baselines
-    from tracetool.render.sentences import accepted
+    from tracetool.render.sentences import accepted, telling
 
     check, snapshot = baselines.accept(trace.summary, [], path)
-    for one in check.accepted or ():
+    for one in telling(check.accepted or ())[0]:
         item.user_properties.append((_PROPERTY, f"{item.nodeid}: {accepted(one)}"))
     if check.accepted or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

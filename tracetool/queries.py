@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ class Trace:
     @cached_property
     def summary(self) -> TraceSummary:
         """All that is counted in it."""
-        return summarize(read(str(self.path)))
+        return summarize(replace(read(str(self.path)), path="the trace"))
 
     def range(self, pattern: str) -> RangeCounts:
         """The counts of a range.
@@ -103,7 +103,7 @@ class Trace:
             raise TraceReadError(f"the trace is not healthy: {finding.message}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RangeCounts:
     """The metrics of one range, as attributes: each is what every call has.
 
@@ -129,6 +129,10 @@ class RangeCounts:
         if metric not in METRICS:
             raise AttributeError(f"'{metric}' is no metric: {nearest(metric, METRICS)}")
         return self._constant(metric)
+
+    def __repr__(self) -> str:
+        """For pytest's account of a failed assertion."""
+        return f"<range {'/'.join(self.target.path) or 'of the whole trace'!r}>"
 
     @property
     def own(self) -> RangeCounts:

@@ -29,7 +29,9 @@ def check(found: Check, view: View) -> str:
         lines.append(_command("notice", f"{left} more counts follow from these"))
     lines += [_command("warning", one.message) for one in found.findings]
     lines += [_command("notice", sentences.sentence(one)) for one in found.not_checked]
-    lines += [_command("notice", f"accepted: {sentences.accepted(one)}") for one in found.accepted or ()]
+    lines += [
+        _command("notice", f"accepted: {sentences.accepted(one)}") for one in sentences.telling(found.accepted or ())[0]
+    ]
     lines.append(_command("notice", sentences.verdict(found)))
     return "\n".join(lines) + "\n"
 

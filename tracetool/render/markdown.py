@@ -72,7 +72,7 @@ def check(found: Check, view: View) -> str:
     lines += [f"- :x: {_plain(sentences.sentence(one))}" for one in broken]
     lines += [f"- and {words.plural(left, 'more count')} that follow from these"] if left else []
     lines += [f"- :grey_question: {_plain(sentences.sentence(one))}" for one in found.not_checked]
-    lines += [f"- accepted: {_plain(sentences.accepted(one))}" for one in found.accepted or ()]
+    lines += [f"- accepted: {_plain(sentences.accepted(one))}" for one in sentences.telling(found.accepted or ())[0]]
     if view.everything:
         held = [one for one in found.outcomes if one.result is Result.HELD]
         lines += [f"- :white_check_mark: {_plain(sentences.sentence(one))}" for one in held]

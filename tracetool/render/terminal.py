@@ -123,7 +123,7 @@ def check(found: Check, view: View, *, width: int, colour: bool) -> str:
         page.add(f"and {words.plural(left, 'more count')} that follow from these; --all shows them", "dim")
     for outcome in found.not_checked:
         _tell(page, "not checked ", "yellow", sentences.sentence(outcome))
-    for outcome in found.accepted or ():
+    for outcome in sentences.telling(found.accepted or ())[0]:
         _tell(page, "accepted ", "green", sentences.accepted(outcome))
     if view.everything:
         for outcome in found.outcomes:
