@@ -20,6 +20,7 @@ is no device, whose work says more. In names, a backslash stands before `\`, `/`
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -205,7 +206,7 @@ def _blocks(lines: Sequence[str], source: str) -> Iterable[tuple[int, _Block]]:
     stray = next((i for i in range(1, first) if lines[i].strip() and not lines[i].startswith("#")), None)
     if stray is not None:
         raise BudgetError(f"{source}, line {stray + 1}: '{lines[stray]:.60}' stands before the first 'environment'")
-    for begin, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+    for begin, end in itertools.pairwise([*starts, len(lines)]):
         yield begin + 1, list(lines[begin:end])
 
 
