@@ -24,6 +24,7 @@ def work(times=1):
 def project(pytester, monkeypatch):
     """A project with a test file that begins with `WORK`; runs pytest on it in a process of its own."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
 
     def run(body, *arguments, ini=""):
@@ -59,8 +60,8 @@ def test_budgets_of_markers(project, workers):
     done.stdout.fnmatch_lines(
         [
             (
-                "range 'work': 4 ops a call, budget 2 (+2: aten::add at test_it.py:6 in work x 2, aten::ones at "
-                "test_it.py:6 in work x 2)"
+                "range 'work': 4 ops a call, budget 2 (+2: aten::add at test_it.py:5 in work x 2, aten::ones at "
+                "test_it.py:5 in work x 2)"
             )
         ]
     )
@@ -281,8 +282,8 @@ def test_traces_that_are_asked(project):
     done.stdout.fnmatch_lines_random(
         [
             (
-                "E       AssertionError: range 'work': 2 ops a call, budget 1 (+1: aten::add at test_it.py:9 x 1, "
-                "aten::ones at test_it.py:9 x 1)"
+                "E       AssertionError: range 'work': 2 ops a call, budget 1 (+1: aten::add at test_it.py:8 x 1, "
+                "aten::ones at test_it.py:8 x 1)"
             ),
             "E   *BudgetError: ops of 'work' is 2 to 4: ask for samples('ops'), which gives every call's",
             "E   *SettingError: the trace has no range 'wrk': did you mean 'work'?",
@@ -329,7 +330,7 @@ def test_snapshots(project, pytester, workers):
     done.assert_outcomes(failed=2)
     done.stdout.fnmatch_lines(
         [
-            "E * range 'work': 4 ops a call, snapshot 2 (+2: aten::add at test_it.py:9 x 2, *",
+            "E * range 'work': 4 ops a call, snapshot 2 (+2: aten::add at test_it.py:8 x 2, *",
             "E * pytest --trace-update accepts this into __trace_snapshots__/test_it/test_one_1*.txt",
         ]
     )
