@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tracetool import cli, opening, output
+from tracetool import opening, output
 from tracetool.cli import main
 
 from .small import Small, healthy
