@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+from tracetool.budgets import parse_toml
 from tracetool.cli import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +32,17 @@ ENVIRONMENT = {
 
 
 def test_every_block_is_of_a_kind_that_is_run():
-    assert {language for language, _ in BLOCKS} == {"console", "python", "sh"}
+    assert {language for language, _ in BLOCKS} == {"console", "python", "sh", "toml", "yaml"}
+
+
+@pytest.mark.parametrize("block", [body for language, body in BLOCKS if language == "toml"])
+def test_toml_blocks_are_budgets(block):
+    assert parse_toml(block, "README.md")
+
+
+def test_the_yaml_block_is_the_workflow():
+    [block] = [body for language, body in BLOCKS if language == "yaml"]
+    assert block == (ROOT / ".github" / "workflows" / "trace-budgets.yml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("block", CONSOLE, ids=lambda block: block.splitlines()[0][2:60])

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import sys
-import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,10 @@ import click
 from tracetool import __version__
 from tracetool.breakdown_command import breakdown
 from tracetool.capture_commands import capture, workloads
+from tracetool.check_command import check, snapshot
 from tracetool.compare_command import compare
 from tracetool.errors import SettingError, TracetoolError
+from tracetool.opening import printable, summarize_all
 from tracetool.options import TRACE, metric_option, output_options, reading_options, view_options
 from tracetool.output import check_target
 from tracetool.perfetto_commands import merge, open_traces
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 DIFFERS = 1
 INTERRUPTED = 130
-
-_PATIENCE_S = 1.0
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -59,7 +58,7 @@ def summary(context: click.Context, /, trace: str, form: str, output: Path | Non
     """Count the work of each range of TRACE (- is standard input)."""
     check_target(output, force=force)
     view = view_of(options)
-    [found], eager = _summarize([trace], options)
+    [found], eager = summarize_all([trace], options)
     if options["per"] == "step" and not found.step_count:
         raise SettingError(f"{found.source} has no profiler steps: give numbers per call or per trace instead")
     _check_patterns(view, [found])
@@ -99,11 +98,11 @@ def diff(
     check_target(output, force=force)
     check_report(html, output, force=force)
     view = view_of(options)
-    summaries, eager = _summarize([baseline, *variants], options)
+    summaries, eager = summarize_all([baseline, *variants], options)
     _check_patterns(view, summaries)
     per = Per(options["per"]) if options["per"] else None
     found = compare(
-        *summaries, labels=[_printable(label) for label in labels], scope="self" if own else "total", per=per
+        *summaries, labels=[printable(label) for label in labels], scope="self" if own else "total", per=per
     )
     emit("diff", found, form, output, _with_next(view, _next_of_diff(found, labels, options)))
     if html is not None:
@@ -136,8 +135,8 @@ def report(
     from tracetool.differ import lay_out
 
     check_report(output, None, force=force)
-    summaries, eager = _summarize([baseline, *variants], options)
-    found = lay_out(summaries, labels=[_printable(label) for label in labels])
+    summaries, eager = summarize_all([baseline, *variants], options)
+    found = lay_out(summaries, labels=[printable(label) for label in labels])
     write_report(found, output, _command_of_report([baseline, *variants], labels, output, options))
     context.exit(exit_code_of([*summaries, *eager]))
 
@@ -150,7 +149,7 @@ def report(
 def health(context: click.Context, /, trace: str, form: str, output: Path | None, force: bool, **options: Any) -> None:
     """Say whether the numbers of TRACE can be believed; exits with 2 where they cannot."""
     check_target(output, force=force)
-    [found], eager = _summarize([trace], options)
+    [found], eager = summarize_all([trace], options)
     emit("health", found, form, output, None)
     context.exit(exit_code_of([found, *eager]))
 
@@ -169,9 +168,11 @@ def metrics(metrics: tuple[str, ...], form: str, output: Path | None, force: boo
 
 cli.add_command(breakdown)
 cli.add_command(capture)
+cli.add_command(check)
 cli.add_command(compare)
 cli.add_command(merge)
 cli.add_command(open_traces)
+cli.add_command(snapshot)
 cli.add_command(workloads)
 
 
@@ -202,44 +203,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 # Steps of the commands ------------------------------------------------------------------------------------------
-
-
-def _summarize(paths: Sequence[str], options: dict[str, Any]) -> tuple[list[TraceSummary], list[TraceSummary]]:
-    """The summaries of the traces that are looked at, and that of the eager one which tells ranges, if one is named."""
-    eager_path = options["ranges_from"]
-    if [*paths, eager_path].count("-") > 1:
-        raise SettingError("standard input can be read only once: name a file for the other traces")
-    if eager_path is None:
-        return [_summary_of(path, options, None) for path in paths], []
-    eager = _summary_of(eager_path, options, None)
-    launches = "graph_launches" in eager.totals
-    found = [eager if path == eager_path and not launches else _summary_of(path, options, eager) for path in paths]
-    if not any(one.replays for one in found):
-        names = list(dict.fromkeys(one.source for one in found))
-        have = "has" if len(names) == 1 else "have"
-        raise SettingError(
-            f"{', '.join(names)} {have} no graph launches: leave out --ranges-from, which gives back what those do"
-        )
-    return found, [eager]
-
-
-def _summary_of(path: str, options: dict[str, Any], eager: TraceSummary | None) -> TraceSummary:
-    from tracetool.chrome import read
-    from tracetool.folding import DEFAULT_FOLDS, user_fold
-    from tracetool.ranges import range_source
-    from tracetool.summary import summarize
-
-    folds = (*DEFAULT_FOLDS, *(user_fold(regex) for regex in options["fold"]))
-    sources = [range_source(text) for text in options["ranges_as"]]
-    with _Progress(path) as progress:
-        trace = read(path, progress=progress.show)
-        trace = replace(trace, path=_printable(path))
-        return summarize(trace, ranges_as=sources, folds=folds, ranges_from=eager)
-
-
-def _printable(text: str) -> str:
-    """An argument that is no UTF-8, as file names may be, with its odd bytes written out."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _check_patterns(view: View, summaries: Sequence[TraceSummary]) -> None:
@@ -310,32 +273,6 @@ def _next_of_diff(found: TraceDiff, labels: Sequence[str], options: dict[str, An
     if options["everything"] and (not pattern or pattern in options["patterns"]):
         return [*command, "--format", "json"]
     return [*command, "--range", pattern, "--all"] if pattern else [*command, "--all"]
-
-
-class _Progress:
-    """Says on standard error what is being read, once that has taken a second."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._shown = False
-
-    def __enter__(self) -> _Progress:
-        self._began = time.monotonic()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown and sys.stderr.isatty():
-            click.echo("\r\x1b[K", nl=False, err=True)
-
-    def show(self, read: int) -> None:
-        """Take the number of bytes read so far."""
-        if time.monotonic() - self._began < _PATIENCE_S:
-            return
-        if sys.stderr.isatty():
-            click.echo(f"\rreading {self._path}: {read >> 20:,} MiB", nl=False, err=True)
-        elif not self._shown:
-            click.echo(f"reading {self._path} ...", err=True)
-        self._shown = True
 
 
 if __name__ == "__main__":

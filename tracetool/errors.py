@@ -3,6 +3,7 @@
 TracetoolError          any failure that a user can mend; the message is one sentence for them
 ├── TraceReadError      a trace cannot be read: missing, not a trace, malformed, over a limit
 ├── SettingError        an option or a setting is wrong: a glob, a fold, a metric name
+│   └── BudgetError     a budget or a snapshot is wrong: it cannot be read, or names what is not there
 ├── OutputError         a result cannot be written where it was asked for
 └── CaptureError        a program cannot be captured, or nothing came of it
 """
@@ -27,6 +28,10 @@ class TraceReadError(TracetoolError):
 
 class SettingError(TracetoolError):
     """An option or a setting is wrong."""
+
+
+class BudgetError(SettingError):
+    """A budget or a snapshot is wrong."""
 
 
 class OutputError(TracetoolError):

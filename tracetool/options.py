@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     Command = Callable[..., Any]
 
@@ -17,7 +17,7 @@ FORMATS = ("terminal", "markdown", "json")
 TRACE = click.Path(path_type=str, allow_dash=True)
 
 
-def output_options(command: Command) -> Command:
+def output_options(command: Command, formats: Sequence[str] = FORMATS) -> Command:
     """`--format`, `-o` and `--force`."""
     for option in (
         click.option("--force", is_flag=True, help="Overwrite FILE if it exists."),
@@ -31,7 +31,7 @@ def output_options(command: Command) -> Command:
         click.option(
             "--format",
             "form",
-            type=click.Choice(FORMATS),
+            type=click.Choice(formats),
             default="terminal",
             show_default=True,
             help="How the result is written.",

@@ -83,6 +83,10 @@ def _renderer(form: str) -> Any:
         from tracetool.render import json
 
         return json
+    if form == "github":
+        from tracetool.render import github
+
+        return github
     if form == "markdown":
         from tracetool.render import markdown
 

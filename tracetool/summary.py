@@ -50,6 +50,23 @@ class Spread:
         return self.least == self.most
 
 
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Pieces of work that a metric counts in a range, as columns.
+
+    Attributes:
+        rows: of the summary's work.
+        values: how much each adds.
+        call: which call of the range, counted from 0; -1 where the row has no calls.
+        step: an index into the trace's steps, or -1 outside of them.
+    """
+
+    rows: IntArray
+    values: IntArray
+    call: IntArray
+    step: IntArray
+
+
 class InvariantError(AssertionError):
     """Work was lost or counted twice: a defect in tracetool, never in a trace."""
 
@@ -432,6 +449,35 @@ class TraceSummary:
                         np.array([value for _, _, value in triples], dtype=np.int64),
                     )
         return found
+
+    def pieces(self, metric: str, row: int, scope: str = "total") -> Pieces:
+        """The pieces of work that an additive metric counts in a row, each with the call of the row it belongs to."""
+        amounts, ranges = self.tally.amounts_of(metric), self.tally.ranges
+        slot = self.tally.slot[amounts.rows]
+        inside = self.subtree(row) if scope == "total" else range(row, row + 1)
+        here = (self._rows.of_slot[slot] >= inside.start) & (self._rows.of_slot[slot] < inside.stop)
+        slot, rows, values = slot[here], amounts.rows[here], amounts.values[here]
+        if row >= self._rows.count:
+            return Pieces(rows, values, np.full(len(rows), -1, dtype=np.int64), self.work.step[rows])
+        while (outer := self._rows.of_slot[slot] != row).any():
+            slot = np.where(outer, ranges.parent[slot], slot)
+        runs = self._rows.by_row[self._rows.run_slice(row)]
+        call = np.zeros(self.tally.runs, dtype=np.int64)
+        call[runs] = np.arange(len(runs))
+        return Pieces(rows, values, call[slot], self._run_steps[slot])
+
+    def places(self, rows: IntArray) -> list[tuple[str, str]]:
+        """The op that made each piece of work, and where the program called it (its line, else its function)."""
+        found: list[list[str]] = []
+        for by in ("op", "line", "function"):
+            labels, text = self._label_columns[by]
+            found.append([text(label) if label >= 0 else "" for label in labels[rows].tolist()])
+        return [(op, line or function) for op, line, function in zip(*found, strict=True)]
+
+    @cached_property
+    def _label_columns(self) -> dict[str, tuple[IntArray, Callable[[int], str]]]:
+        labels = _Labels(self)
+        return {by: labels.by(by) for by in ("op", "line", "function")}
 
     # Invariants --------------------------------------------------------------------------------------------
 

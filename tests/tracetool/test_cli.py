@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tracetool import cli, output
-from tracetool.cli import main
+from tracetool import opening, output
+from tracetool.cli import cli, main
 
 from .small import Small, healthy
 from .traces import GRAPH, PAGEABLE, PINNED, invoke
@@ -676,9 +676,9 @@ class Clock:
 
 
 def test_progress_is_for_files_that_take_over_a_second(run, monkeypatch, traces):
-    monkeypatch.setattr(cli, "time", Clock(0.01))
+    monkeypatch.setattr(opening, "time", Clock(0.01))
     assert run("summary", traces["healthy"])[2] == ""
-    monkeypatch.setattr(cli, "time", Clock(2))
+    monkeypatch.setattr(opening, "time", Clock(2))
     code, out, err = run("summary", traces["healthy"])
     assert code == 0
     assert err == f"reading {traces['healthy']} ...\n"
@@ -692,9 +692,9 @@ class Terminal(io.StringIO):
 
 def test_progress_in_a_terminal_is_one_line_that_goes_away(monkeypatch):
     screen = Terminal()
-    monkeypatch.setattr(cli.sys, "stderr", screen)
-    monkeypatch.setattr(cli, "time", Clock(0.6))
-    with cli._Progress("big.json") as progress:
+    monkeypatch.setattr(opening.sys, "stderr", screen)
+    monkeypatch.setattr(opening, "time", Clock(0.6))
+    with opening._Progress("big.json") as progress:
         progress.show(1 << 20)
         assert screen.getvalue() == ""
         progress.show(5 << 20)
@@ -719,7 +719,7 @@ def test_completion_scripts(shell):
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        ("tracetool ", set(cli.cli.commands)),
+        ("tracetool ", set(cli.commands)),
         ("tracetool summary --format ", set(FORMATS)),
         ("tracetool summary x --per ", {"call", "step", "trace"}),
         ("tracetool diff --exit", {"--exit-code"}),

@@ -1,4 +1,4 @@
-"""JSON: the schemas `tracetool.summary/1` and `tracetool.diff/1`, which `tracetool/schemas` holds."""
+"""JSON: the schemas `tracetool.summary/1`, `tracetool.diff/1` and others, which `tracetool/schemas` holds."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tracetool.differ import Per
-from tracetool.render import words
+from tracetool.health import Health
+from tracetool.render import sentences, words
 from tracetool.render.verdict import verdict_of
 from tracetool.summary import BY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from tracetool.checking import Check, Outcome
     from tracetool.differ import Cell, Comparison, DiffRow, Side, TraceDiff
-    from tracetool.health import Health
     from tracetool.metrics import Metric
     from tracetool.render.view import View
     from tracetool.summary import Spread, TraceSummary
@@ -63,6 +64,52 @@ def diff(found: TraceDiff, view: View) -> str:
             "verdict": verdict_of(found),
         }
     )
+
+
+def check(found: Check, view: View) -> str:
+    """What came of a check, by `tracetool.check/1`. Everything is there, whatever the view leaves out."""
+    del view
+    return _text(
+        {
+            "schema": "tracetool.check/1",
+            "trace": _trace(found.summary),
+            "health": _health(Health((*found.findings, *found.summary.health.findings))),
+            "baseline": found.baseline,
+            "not_comparable": found.not_comparable,
+            "outcomes": [_outcome(one) for one in found.outcomes],
+            "accepted": None if found.accepted is None else [_outcome(one) for one in found.accepted],
+            "verdict": sentences.verdict(found),
+        }
+    )
+
+
+def _outcome(one: Outcome) -> dict[str, Any]:
+    return {
+        "range": list(one.path),
+        "metric": one.metric,
+        "scope": one.scope,
+        "per": one.per,
+        "against": one.against,
+        "source": one.source,
+        "bound": {
+            "relation": one.bound.relation,
+            "relative": one.bound.relative,
+            "number": float(one.bound.number),
+            "limit": None if one.limit is None else float(one.limit),
+        },
+        "result": one.result,
+        "reason": one.reason,
+        "numbers": None
+        if not one.samples
+        else {"least": one.least, "most": one.most, "count": one.samples, "broken": one.broken},
+        "interval": None if one.interval is None else {"low": one.interval[0], "high": one.interval[1]},
+        "causes": [{"op": cause.op, "place": cause.place, "amount": float(cause.amount)} for cause in one.causes],
+        "allowed": [
+            {"op": allowance.op, "line": allowance.line, "reason": allowance.reason, "amount": amount}
+            for allowance, amount in one.allowed
+        ],
+        "sentence": sentences.sentence(one),
+    }
 
 
 def _text(value: object) -> str:

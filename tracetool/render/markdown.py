@@ -6,7 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 from tracetool import unprofiled
-from tracetool.render import words
+from tracetool.checking import Result, unfit
+from tracetool.render import sentences, words
 from tracetool.render.speed import speed_words
 from tracetool.render.tables import SHORT, diff_table, summary_table, top_contributors
 from tracetool.render.verdict import changes_of, summary_verdict
@@ -14,6 +15,7 @@ from tracetool.render.verdict import changes_of, summary_verdict
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from tracetool.checking import Check
     from tracetool.differ import TraceDiff
     from tracetool.metrics import Metric
     from tracetool.render.view import View
@@ -102,6 +104,23 @@ def bounded(blocks: Sequence[str], most: int = MOST_CHARACTERS) -> str:
         size += len(block) + 1
     left = words.plural(len(blocks) - len(kept), "more line")
     return "\n".join([*kept, "", f"And {left}, for GitHub takes no longer comment: `--range` chooses."]) + "\n"
+
+
+def check(found: Check, view: View) -> str:
+    """What came of a check: the verdict, then violations, then what was not checked."""
+    lines = [f"**{plain(sentences.verdict(found))}**", "", *_sides([("", found.summary)]), ""]
+    bad = unfit(found.summary)
+    lines += [f"- **not healthy**: {plain(bad.message)}"] if bad is not None else []
+    lines += [f"- **warning**: {plain(one.message)}" for one in found.findings]
+    broken, left = (found.broken, 0) if view.everything else sentences.telling(found.outcomes)
+    lines += [f"- :x: {plain(sentences.sentence(one))}" for one in broken]
+    lines += [f"- and {words.plural(left, 'more count')} that follow from these"] if left else []
+    lines += [f"- :grey_question: {plain(sentences.sentence(one))}" for one in found.not_checked]
+    lines += [f"- accepted: {plain(sentences.accepted(one))}" for one in sentences.telling(found.accepted or ())[0]]
+    if view.everything:
+        held = [one for one in found.outcomes if one.result is Result.HELD]
+        lines += [f"- :white_check_mark: {plain(sentences.sentence(one))}" for one in held]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def health(found: TraceSummary) -> str:

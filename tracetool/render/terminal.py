@@ -10,16 +10,18 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tracetool.checking import Result
 from tracetool.differ import Status
 from tracetool.environment import differences
 from tracetool.metrics import Needs
-from tracetool.render import words
+from tracetool.render import sentences, words
 from tracetool.render.tables import SHORT, diff_table, summary_table, top_contributors
 from tracetool.render.verdict import summary_verdict, verdict_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tracetool.checking import Check
     from tracetool.differ import TraceDiff
     from tracetool.health import Health
     from tracetool.metrics import Metric
@@ -105,6 +107,38 @@ def diff(found: TraceDiff, view: View, *, width: int, colour: bool) -> str:
     if view.command:
         page.add(view.command, "dim", unbroken=True)
     return page.text()
+
+
+def check(found: Check, view: View, *, width: int, colour: bool) -> str:
+    """What came of a check: violations, what was not checked, the verdict."""
+    page = _Page(width, colour=colour)
+    _header(page, [("", found.summary)])
+    page.add()
+    for one in found.findings:
+        page.add(Text.assemble((f"{one.severity} ", _HEALTH_STYLES[one.severity]), words.clean(one.message)))
+    broken, left = (found.broken, 0) if view.everything else sentences.telling(found.outcomes)
+    for outcome in broken:
+        _tell(page, "broken ", "bold red", sentences.sentence(outcome))
+    if left:
+        page.add(f"and {words.plural(left, 'more count')} that follow from these; --all shows them", "dim")
+    for outcome in found.not_checked:
+        _tell(page, "not checked ", "yellow", sentences.sentence(outcome))
+    for outcome in sentences.telling(found.accepted or ())[0]:
+        _tell(page, "accepted ", "green", sentences.accepted(outcome))
+    if view.everything:
+        for outcome in found.outcomes:
+            if outcome.result is Result.HELD:
+                _tell(page, "held ", "green", sentences.sentence(outcome))
+    page.add(
+        words.clean(sentences.verdict(found)), "bold red" if found.broken or found.not_comparable else "bold green"
+    )
+    if view.command:
+        page.add(view.command, "dim", unbroken=True)
+    return page.text()
+
+
+def _tell(page: _Page, label: str, style: str, sentence: str) -> None:
+    page.add(Text.assemble((label, style), sentence), unbroken=True)
 
 
 def health(found: TraceSummary, *, width: int, colour: bool) -> str:

@@ -1,0 +1,56 @@
+"""Violations as annotations of a GitHub Actions run: workflow commands, one a line, shown at the line that did it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from tracetool.checking import unfit
+from tracetool.render import sentences
+
+if TYPE_CHECKING:
+    from tracetool.checking import Check, Outcome
+    from tracetool.render.view import View
+
+_PLACE = re.compile(r"(?P<file>[^\s:]+\.\w+):(?P<line>\d+)(?: in .*)?", re.DOTALL)
+
+
+def check(found: Check, view: View) -> str:
+    """What came of a check."""
+    lines = []
+    bad = unfit(found.summary)
+    if bad is not None:
+        lines.append(_command("error", f"{found.summary.source} is not healthy: {bad.message}"))
+    if found.not_comparable:
+        lines.append(_command("error", found.not_comparable))
+    broken, left = (found.broken, 0) if view.everything else sentences.telling(found.outcomes)
+    lines += [_command("error", sentences.sentence(one), **_place(one)) for one in broken]
+    if left:
+        lines.append(_command("notice", f"{left} more counts follow from these"))
+    lines += [_command("warning", one.message) for one in found.findings]
+    lines += [_command("notice", sentences.sentence(one)) for one in found.not_checked]
+    lines += [
+        _command("notice", f"accepted: {sentences.accepted(one)}") for one in sentences.telling(found.accepted or ())[0]
+    ]
+    lines.append(_command("notice", sentences.verdict(found)))
+    return "\n".join(lines) + "\n"
+
+
+def _place(outcome: Outcome) -> dict[str, str]:
+    for cause in outcome.causes[:1]:
+        if match := _PLACE.fullmatch(cause.place):
+            return match.groupdict()
+    return {}
+
+
+def _command(level: str, message: str, **properties: str) -> str:
+    told = ",".join(f"{key}={_property(value)}" for key, value in {**properties, "title": "tracetool"}.items())
+    return f"::{level} {told}::{_data(message)}"
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
