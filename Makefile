@@ -22,9 +22,12 @@ BIN := .venv/bin
 	touch $@ .venv/base
 
 demo: .venv/report
-	$(BIN)/tracetool diff traces/train_pageable.json.gz traces/train_pinned.json.gz --html tracetool-demo.html --force
+	$(BIN)/tracetool diff traces/train_pageable.json.gz traces/train_pinned.json.gz
 	@echo
-	@echo "the same as a page: $(CURDIR)/tracetool-demo.html"
+	$(BIN)/tracetool report traces/tables_before.json.gz traces/tables_after_as_written.json.gz \
+	  traces/tables_after_as_meant.json.gz --name before --name 'as written' --name 'as meant' \
+	  -o tracetool-demo.html --force
+	@echo "block tables on an H200, before and after, as a page: $(CURDIR)/tracetool-demo.html"
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -331,7 +331,7 @@ def _kept(session: _Session, folder: Path) -> str:
         paths = list(session.keep(folder))
     except OSError as error:
         return f"the trace cannot be kept in {folder}: {error.strerror}"
-    commands = [shlex.join(["tracetool", "summary", os.path.relpath(path)]) for path in paths]
+    commands = [shlex.join(["tracetool", "open", os.path.relpath(path)]) for path in paths]
     return "\n".join(["the trace is kept, to look at it:", *commands]) if paths else "the test ended before any trace"
 
 

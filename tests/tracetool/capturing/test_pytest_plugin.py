@@ -355,7 +355,7 @@ def test_off(project, arguments, ini):
 def test_traces_of_failed_tests_are_kept(project, pytester, arguments, ini):
     done = project(MIXED, *arguments, ini=ini)
     done.assert_outcomes(passed=1, failed=3)
-    done.stdout.fnmatch_lines(["the trace is kept, to look at it:", "tracetool summary kept/test_it*.json.gz"])
+    done.stdout.fnmatch_lines(["the trace is kept, to look at it:", "tracetool open kept/test_it*.json.gz"])
     kept = sorted(path.name for path in (pytester.path / "kept").iterdir())
     assert len(kept) == 3
     assert not any("good" in name for name in kept)
