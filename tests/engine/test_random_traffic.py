@@ -542,7 +542,8 @@ def inputs_of_the_step_before(monkeypatch):
 def some_are_wrong(options, scripts=12):
     # Enough room for sequences to run beside each other.
     room = {"num_blocks": 80, "block_size": 4, "max_model_len": 40, "mode": "online", "max_active": 12}
-    room |= {"max_num_seqs": 8, "max_num_batched_tokens": 100, "inputs": "packed_pinned"}
+    room |= {"max_num_seqs": 8, "max_num_batched_tokens": 100, "inputs": "packed_pinned", "block_tables": "resident"}
+    room |= {"cuda_graph": "off", "graph_sampling": "outside", "overlap": "off"}
     for seed in range(scripts):
         rng = random.Random(seed)
         if serve(draw_options(rng) | room | options, draw_script(rng, 30), careful=False).wrong:
