@@ -5,6 +5,7 @@ Each is what `tracetool capture` makes of a workload of the engine; the settings
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +67,7 @@ def main(folder: Path) -> int:
     for form in ("eager", "graph"):
         # The profiler's first step in a process is slow, so that the second is the first of the window.
         window = ["--warmup", "2", "--active", "3"]
-        failed += _said(form, _process([str(TOY), *window, *_to(folder, f"toy_{form}"), "--", form]))
+        failed += _said(form, _process([os.path.relpath(TOY), *window, *_to(folder, f"toy_{form}"), "--", form]))
     for name, settings in (TABLES | APPENDS | LAUNCHES | STEPS).items():
         failed += _said(name, tracetool(["capture", *DECODE, *_set(settings), *_to(folder, name)]))
     return failed

@@ -93,7 +93,7 @@ class Capture:
         # A program may change these.
         self._target = path.absolute()
         self._folder = Path.cwd()
-        self._command = list(sys.argv)
+        self._command = _command()
 
     def __enter__(self) -> Capture:
         try:
@@ -193,6 +193,13 @@ class Capture:
         if self._options.lines and self._recorder.notes is None:
             return "it has no lines: they are noted in the step after those recorded, and the program ended before that"
         return None
+
+
+def _command() -> list[str]:
+    """What was typed; our own command by its name, wherever it is installed."""
+    program = Path(sys.argv[0])
+    ours = program.name == "tracetool" or program.parent == Path(__file__).parents[1]
+    return ["tracetool" if ours else sys.argv[0], *sys.argv[1:]]
 
 
 def _count_steps(trace: Trace) -> int:

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -294,3 +295,10 @@ def test_cold_caches_are_of_the_capture_alone(capture, write, workplace, monkeyp
     # What the trace tells of the environment is what the user set.
     assert done.about["environment"]["TRITON_CACHE_DIR"] == "mine"
     assert done.about["options"]["cold"] is True
+
+
+def test_our_own_command_goes_by_its_name(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(Path(tracetool.__file__).parent / "__main__.py"), "capture", "decode"])
+    assert session._command() == ["tracetool", "capture", "decode"]
+    monkeypatch.setattr(sys, "argv", ["train.py", "--lr", "0.1"])
+    assert session._command() == ["train.py", "--lr", "0.1"]
