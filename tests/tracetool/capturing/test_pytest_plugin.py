@@ -70,7 +70,8 @@ class TestClass:
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")])
 def test_budgets_of_markers(project, workers):
-    done = project(MIXED, *workers)
+    # Paths are told from where the process began.
+    done = project(MIXED, *workers, apart=True)
     done.assert_outcomes(passed=1, failed=3)
     done.stdout.fnmatch_lines(
         [
