@@ -16,9 +16,10 @@ from engine.graphs import Capture, Steps
 from engine.machine import Machine
 from engine.ranges import annotate
 from engine.sequence import Sequence
-from engine.staging import Arrival, Returns
+from engine.staging import Returns
 from engine.variants.choice import Variants
 from engine.variants.inputs import DecodeInputs
+from engine.variants.sampler import Arriving
 
 
 class _Rows:
@@ -87,19 +88,6 @@ class _Rows:
         self.index = np.array(self.rows, dtype=np.int64)
 
 
-class ArrivingTokens:
-    """A token for each sequence of a batch, on its way to the host."""
-
-    def __init__(self, arrival: Arrival, index: np.ndarray) -> None:
-        self._arrival = arrival
-        self._index = index
-
-    def wait(self) -> list[int]:
-        """The tokens, once they are there."""
-        tokens: list[int] = self._arrival.numpy()[self._index].tolist()
-        return tokens
-
-
 class DeviceLoop:
     """See above.
 
@@ -145,7 +133,7 @@ class DeviceLoop:
         """Record graphs, where there are to be any; see `Steps.capture`. No sequence may have a row."""
         self._steps.capture(capture, most=most)
 
-    def launch(self, seqs: list[Sequence]) -> ArrivingTokens:
+    def launch(self, seqs: list[Sequence]) -> Arriving:
         """Begin a step of this batch, whose tables have room for each sequence's last token."""
         state, stream = self._state, self._machine.stream
         with annotate(ranges.BUILD_BLOCK_TABLES):
@@ -160,7 +148,7 @@ class DeviceLoop:
             if not self._samples_inside:
                 stream.launch(lambda: self._sample(self._logits.rows(size), size))
             arrival = self._returns.fetch(state.rows(size).token_ids)
-        return ArrivingTokens(arrival, self._rows.index)
+        return Arriving(arrival, self._rows.index)
 
     def repeat(self) -> None:
         """The last step's launches, once more, with nothing from the host before or after."""

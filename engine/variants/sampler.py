@@ -31,14 +31,20 @@ class Known:
         return self._tokens
 
 
-class _Arriving:
-    """Tokens that an asynchronous copy brings."""
+class Arriving:
+    """Tokens that an asynchronous copy brings.
 
-    def __init__(self, arrival: Arrival) -> None:
+    Args:
+        arrival: The copy.
+        index: Which of its values, in what order.
+    """
+
+    def __init__(self, arrival: Arrival, index: np.ndarray | slice = slice(None)) -> None:
         self._arrival = arrival
+        self._index = index
 
     def wait(self) -> list[int]:
-        tokens: list[int] = self._arrival.numpy().tolist()
+        tokens: list[int] = self._arrival.numpy()[self._index].tolist()
         return tokens
 
 
@@ -147,4 +153,4 @@ class OnDevice(Batched):
         if len(seqs) > self._room:
             self._room = 2 * len(seqs)
             self._returns = Returns(self._room, self._device, self._stream)
-        return _Arriving(self._returns.fetch(tokens)), tokens
+        return Arriving(self._returns.fetch(tokens)), tokens
