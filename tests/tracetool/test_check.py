@@ -9,20 +9,11 @@ import pytest
 from tests.tracetool.small import Small, healthy
 from tests.tracetool.test_schemas import schema
 from tests.tracetool.traces import GRAPH, PAGEABLE, PINNED
-from tracetool.cli import main
 
 
-@pytest.fixture
-def run(capfd, tmp_path, monkeypatch):
-    """Runs the command line in an empty folder; gives exit code, standard output and standard error."""
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        capfd.readouterr()
-        code = main([str(one) for one in arguments])
-        return code, *capfd.readouterr()
-
-    return call
 
 
 @pytest.fixture

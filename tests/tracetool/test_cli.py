@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tracetool import opening, output
-from tracetool.cli import cli, main
+from tracetool.cli import cli
 
 from .small import Small, healthy
 from .traces import GRAPH, PAGEABLE, PINNED, invoke
@@ -49,16 +49,10 @@ def traces(tmp_path):
 
 
 @pytest.fixture
-def run(capfd, monkeypatch):
-    """Runs the whole command line in this process; gives exit code, standard output and standard error."""
+def run(run, monkeypatch):
+    """The command line, as wide as its tests expect."""
     monkeypatch.setenv("COLUMNS", "120")
-
-    def call(*arguments):
-        code = main([str(one) for one in arguments])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
+    return run
 
 
 def process(*arguments, **settings):

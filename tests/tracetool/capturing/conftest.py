@@ -12,7 +12,6 @@ import pytest
 from tests.device import CUDA, configure, skip_without_gpu
 from tests.tracetool.capturing.captured import Captured
 from tracetool import stepping
-from tracetool.cli import main
 
 
 def pytest_configure(config):
@@ -53,18 +52,6 @@ def write(tmp_path):
         return name
 
     return to
-
-
-@pytest.fixture
-def run(capfd):
-    """Runs the whole command line in this process; gives exit code, standard output and standard error."""
-
-    def call(*arguments):
-        capfd.readouterr()
-        code = main([str(one) for one in arguments])
-        return code, *capfd.readouterr()
-
-    return call
 
 
 @pytest.fixture
