@@ -10,6 +10,7 @@ from tracetool.checking import Check, Result, TraceBaseline
 from tracetool.chrome import read
 from tracetool.errors import BudgetError
 from tracetool.output import write
+from tracetool.project import nearest_pyproject
 from tracetool.snapshots import Section, Snapshot, SnapshotBaseline
 from tracetool.summary import summarize
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from tracetool.checking import Baseline, Outcome
     from tracetool.summary import TraceSummary
 
-_PYPROJECT = "pyproject.toml"
 _MARK = snapshots.HEADER.rpartition(" ")[0].encode()
 _TRACES_BEGIN_WITH = (b"{", b"[", b"\x1f\x8b")
 
@@ -44,10 +44,8 @@ def nearest_budgets(folder: Path) -> list[Budget]:
     Raises:
         BudgetError: it cannot be read, or something in it is no budget.
     """
-    for one in (folder, *folder.parents):
-        if (one / _PYPROJECT).is_file():
-            return budgeting.parse_toml(_text(one / _PYPROJECT), str(one / _PYPROJECT))
-    return []
+    project = nearest_pyproject(folder)
+    return [] if project is None else budgeting.parse_toml(_text(project), str(project))
 
 
 def read_snapshot(path: Path) -> Snapshot:

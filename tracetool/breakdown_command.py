@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tracetool.errors import SettingError
-from tracetool.options import TRACE, output_options
+from tracetool.options import TRACE, labels_option, output_options
 from tracetool.output import check_target, write
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("trace", type=TRACE)
 @click.argument("variants", type=TRACE, nargs=-1)
-@click.option("--name", "labels", multiple=True, metavar="LABEL", help="What to call each side, in their order.")
+@labels_option
 @output_options
 def breakdown(
     trace: str,

@@ -13,13 +13,13 @@ import click
 
 from tracetool.capturing.options import DEFAULT_ACTIVE, window_of
 from tracetool.errors import CaptureError, SettingError, TracetoolError
+from tracetool.options import target_option
+from tracetool.presenting import INTERRUPTED, StatusLine, fail
 
 if TYPE_CHECKING:
     from tracetool.capturing.options import Window
     from tracetool.capturing.session import Capture
     from tracetool.capturing.targets import Program, Stepper
-
-INTERRUPTED = 130
 
 _NOT_THE_PROGRAM = (str(Path(__file__).parent), "<frozen runpy>")
 
@@ -67,15 +67,7 @@ def setting_options(command: Any) -> Any:
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("target")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FILE",
-    help="The trace, named *.json.gz.",
-)
-@click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
+@target_option("The trace, named *.json.gz.")
 @click.option("-m", "module", is_flag=True, help="TARGET is a module, run as `python -m` does.")
 @click.option("--setup", "set_up", is_flag=True, help="Record a workload's set-up too, in a range `setup`.")
 @setting_options
@@ -116,12 +108,17 @@ def capture(
     elif isinstance(found, Stepper):
         window = window or Window()
         _set_up(found)
-    progress = _Progress(found.title, window)
+    status = StatusLine()
+
+    def show(ended: int) -> None:
+        status.show(f"{found.title}: {_phase(window, ended)}")
+
     options = CaptureOptions(**recorded)
-    one = Capture(output, window, force=force, about=found.facts, options=options, on_step=progress.show)
+    one = Capture(output, window, force=force, about=found.facts, options=options, on_step=show)
     code = 0
     try:
-        with progress:
+        with status:
+            show(0)
             if isinstance(found, Stepper):
                 assert window is not None
                 capture_steps(found, one, window)
@@ -163,18 +160,16 @@ def _set_up(stepper: Stepper) -> None:
 def _failed(found: Program | Stepper, one: Capture, error: BaseException) -> int:
     """Say how a program failed; the code that this ends with."""
     if isinstance(error, KeyboardInterrupt):
-        _say(f"interrupted{_kept(one)}")
-        return INTERRUPTED
+        return fail(f"interrupted{_kept(one)}", INTERRUPTED)
     if isinstance(error, SystemExit):
-        _say(f"{found.title} exited with {error.code!r}{_kept(one)}")
-        return CaptureError.exit_code
+        return fail(f"{found.title} exited with {error.code!r}{_kept(one)}", CaptureError.exit_code)
     if not isinstance(error, Exception):
         raise error
     if found.facts["kind"] != "workload":
         # What a program's author would see without us, from their own first line on.
         _print_traceback(error)
-    _say(f"{found.title} failed with {type(error).__name__}: {_sentence(error)}{_kept(one)}")
-    return CaptureError.exit_code
+    failure = f"{found.title} failed with {type(error).__name__}: {_sentence(error)}{_kept(one)}"
+    return fail(failure, CaptureError.exit_code)
 
 
 def _kept(one: Capture) -> str:
@@ -201,43 +196,18 @@ def _report(one: Capture) -> int:
     lines = f", {result.lines.known:,} of {result.lines.ops:,} ops have their line" if result.lines else ""
     click.echo(f"{result.path}  {result.events:,} events{steps}{lines}")
     if result.warning is not None:
-        _say(f"{result.path}: {result.warning}")
-        return CaptureError.exit_code
+        return fail(f"{result.path}: {result.warning}", CaptureError.exit_code)
     click.echo(f"next: {shlex.join(['tracetool', 'summary', str(result.path)])}")
     return 0
 
 
-def _say(text: str) -> None:
-    click.echo(f"tracetool: {text}", err=True)
-
-
-class _Progress:
-    """Tells a person at a terminal, on standard error, which step runs."""
-
-    def __init__(self, title: str, window: Window | None) -> None:
-        self._title = title
-        self._window = window
-        self._shown = sys.stderr is not None and sys.stderr.isatty()
-
-    def __enter__(self) -> _Progress:
-        self.show(0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            click.echo("\r\x1b[K", nl=False, err=True)
-
-    def show(self, ended: int) -> None:
-        """Take the number of steps that have ended."""
-        if not self._shown:
-            return
-        if self._window is None:
-            text = f"{ended} steps" if ended else "running"
-        elif ended < self._window.steps:
-            text = f"step {ended + 1} of {self._window.steps} ({self._window.phase(ended)})"
-        else:
-            text = "captured; running to its end"
-        click.echo(f"\r\x1b[K{self._title}: {text}", nl=False, err=True)
+def _phase(window: Window | None, ended: int) -> str:
+    """What runs when so many steps have ended."""
+    if window is None:
+        return f"{ended} steps" if ended else "running"
+    if ended < window.steps:
+        return f"step {ended + 1} of {window.steps} ({window.phase(ended)})"
+    return "captured; running to its end"
 
 
 @click.command()

@@ -153,10 +153,7 @@ def check(summary: TraceSummary, budgets: Sequence[Budget], baseline: Baseline |
 def _fitting(summary: TraceSummary, ranges: Sequence[Target], budget: Budget) -> list[Target]:
     if not budget.pattern:
         return [measuring.whole(summary)]
-    glob = PathGlob(budget.pattern)
-    found = [
-        one for one in ranges if glob.matches(one.path) or any(glob.matches(summary.paths[row]) for row in one.rows)
-    ]
+    found = measuring.fitting(summary, ranges, PathGlob(budget.pattern))
     if not found:
         names = dict.fromkeys(path[-1] for path in (one.path for one in ranges))
         last = budget.pattern.rstrip("/").rpartition("/")[2]

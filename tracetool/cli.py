@@ -9,7 +9,6 @@ import shlex
 import sys
 import traceback
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,21 +20,29 @@ from tracetool.check_command import check, snapshot
 from tracetool.compare_command import compare
 from tracetool.errors import SettingError, TracetoolError
 from tracetool.opening import printable, summarize_all
-from tracetool.options import TRACE, metric_option, output_options, reading_options, view_options
+from tracetool.options import (
+    TRACE,
+    labels_option,
+    metric_option,
+    output_options,
+    reading_options,
+    target_option,
+    view_options,
+)
 from tracetool.output import check_target
 from tracetool.perfetto_commands import merge, open_traces
-from tracetool.presenting import FAILED, emit, exit_code_of, fail, view_of
+from tracetool.presenting import FAILED, INTERRUPTED, emit, exit_code_of, fail, view_of
 from tracetool.reporting import check_report, html_option, write_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from tracetool.differ import TraceDiff
     from tracetool.render.view import View
     from tracetool.summary import TraceSummary
 
 DIFFERS = 1
-INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -69,7 +76,7 @@ def summary(context: click.Context, /, trace: str, form: str, output: Path | Non
 @cli.command()
 @click.argument("baseline", type=TRACE)
 @click.argument("variants", type=TRACE, nargs=-1, required=True)
-@click.option("--name", "labels", multiple=True, metavar="LABEL", help="What to call each side, in their order.")
+@labels_option
 @click.option("--self", "own", is_flag=True, help="Compare what a range owns directly, without the ranges in it.")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 where any exact count differs.")
 @html_option
@@ -114,11 +121,8 @@ def diff(
 @cli.command()
 @click.argument("baseline", type=TRACE)
 @click.argument("variants", type=TRACE, nargs=-1)
-@click.option("--name", "labels", multiple=True, metavar="LABEL", help="What to call each side, in their order.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The page, an HTML file."
-)
-@click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
+@labels_option
+@target_option("The page, an HTML file.")
 @reading_options
 @click.pass_context
 def report(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracetool.capture_commands import INTERRUPTED, setting_options
+from tracetool.capture_commands import setting_options
 from tracetool.capturing.options import ENDING
 from tracetool.errors import CaptureError, TracetoolError
 from tracetool.options import output_options, view_options
 from tracetool.output import check_target, write
-from tracetool.presenting import exit_code_of, fail, rendered, view_of
+from tracetool.presenting import INTERRUPTED, StatusLine, exit_code_of, fail, rendered, view_of
 from tracetool.reporting import check_report, html_option, write_report
 
 if TYPE_CHECKING:
@@ -96,8 +95,8 @@ def compare(
     }
     plan = comparing.Plan(target, module, rounds, samples, folder, window, recorded)
     try:
-        with _Progress() as progress:
-            found = comparing.run(plan, variants, force=force, progress=progress.show)
+        with StatusLine() as status:
+            found = comparing.run(plan, variants, force=force, progress=status.show)
     except KeyboardInterrupt:
         kept = f"what was captured until then is in {folder}" if _holds_traces(folder) else "nothing was captured yet"
         context.exit(fail(f"interrupted; {kept}", INTERRUPTED))
@@ -135,21 +134,3 @@ def _exit_code(found: Comparison) -> int:
     if found.failures:
         return TracetoolError.exit_code
     return exit_code_of([side.summary for side in found.diff.sides]) if found.diff is not None else 0
-
-
-class _Progress:
-    """Tells a person at a terminal, on standard error, what runs."""
-
-    def __init__(self) -> None:
-        self._shown = sys.stderr is not None and sys.stderr.isatty()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.show("")
-
-    def show(self, text: str) -> None:
-        """Put this in the place of what was shown before."""
-        if self._shown:
-            click.echo(f"\r\x1b[K{text}", nl=False, err=True)

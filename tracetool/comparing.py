@@ -25,8 +25,8 @@ from tracetool.capturing.options import ENDING
 from tracetool.chrome import read
 from tracetool.differ import TraceDiff, diff
 from tracetool.errors import CaptureError, SettingError, TracetoolError
-from tracetool.stats import Ratio, ratio_of_nested_medians
 from tracetool.summary import summarize
+from tracetool.unprofiled import Times, times_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -158,28 +158,12 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
-    """How fast a variant's steps are beside the baseline's, unprofiled.
-
-    Attributes:
-        median_ns: The mean over processes of their median step.
-        ratio: Of it to the baseline's, with its interval; None for the baseline, or where there is too little to say.
-    """
-
-    label: str
-    median_ns: float | None
-    processes: int
-    samples: int
-    ratio: Ratio | None
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
     """What a comparison found.
 
     Attributes:
         diff: The traces laid side by side; None where fewer than two came.
-        speeds: In the order of variants.
+        speeds: How long steps take unprofiled, of the variants that were timed; the baseline first.
         results: Whether all variants that say so came to the same; None where none says.
         different: Labels of variants whose result is not the baseline's.
         failures: Why variants failed, by label.
@@ -188,7 +172,7 @@ class Comparison:
     """
 
     diff: TraceDiff | None
-    speeds: list[Speed]
+    speeds: list[Times]
     results: bool | None
     different: list[str]
     failures: dict[str, str]
@@ -309,13 +293,14 @@ def _count(plan: Plan, measured: Sequence[Measured], say: Callable[[str], None])
     for one in measured:
         if one.trace is None:
             continue
-        label, summary = one.variant.label, summarize(read(str(one.trace)))
+        label, trace = one.variant.label, read(str(one.trace))
+        summary = summarize(trace)
         found.summaries[label] = summary
         if not summary.totals.get("graph_launches"):
             continue
         say(f"capture: {label}, without graphs")
         try:
-            given = summarize(read(str(one.trace)), ranges_from=_eager_twin(plan, one, one.trace))
+            given = summarize(trace, ranges_from=_eager_twin(plan, one, one.trace))
         except TracetoolError as error:
             found.ungiven[label] = str(error)
             continue
@@ -345,22 +330,10 @@ def _compare(measured: Sequence[Measured], counted: _Counted) -> Comparison:
     different = [one.variant.label for one in told if one.result != baseline.result]
     return Comparison(
         diff=diff(*summaries, labels=labels) if len(there) > 1 else None,
-        speeds=[_speed(one, baseline) for one in measured if one.samples],
+        speeds=times_beside([(one.variant.label, one.samples) for one in measured if one.samples]),
         results=None if not told else not different,
         different=different,
         failures={one.variant.label: one.failure for one in measured if one.failure is not None},
         ungiven=counted.ungiven,
         traces={one.variant.label: one.trace for one in there if one.trace is not None},
-    )
-
-
-def _speed(one: Measured, baseline: Measured) -> Speed:
-    medians = [sorted(samples)[len(samples) // 2] for samples in one.samples if samples]
-    ratio = None if one is baseline else ratio_of_nested_medians(baseline.samples, one.samples)
-    return Speed(
-        one.variant.label,
-        sum(medians) / len(medians) if medians else None,
-        len(one.samples),
-        sum(map(len, one.samples)),
-        ratio,
     )

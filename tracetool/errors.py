@@ -42,8 +42,8 @@ class CaptureError(TracetoolError):
     """A program cannot be captured, or nothing came of it."""
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """What to say of a name that is not one of `names`: the nearest, or all where none is near."""
+def nearest(name: str, names: Iterable[str], otherwise: str = "") -> str:
+    """What to say of a name that is not one of `names`: the nearest; where none is near `otherwise`, or all."""
     known = list(names)
     close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known) or 'none'}"
+    return f"did you mean {close[0]!r}?" if close else otherwise or f"there are {', '.join(known) or 'none'}"

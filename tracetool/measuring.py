@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tracetool.events import BoolArray, IntArray
+    from tracetool.globs import PathGlob
     from tracetool.summary import Path, Pieces, TraceSummary
 
 WHOLE: Path = ()
@@ -75,6 +76,13 @@ def targets(summary: TraceSummary) -> list[Target]:
         if path != (BEFORE_WINDOW,):
             rows.setdefault(bare(path), []).append(row)
     return [Target(path, tuple(found)) for path, found in rows.items() if path != (NO_RANGE,) or any(_works(summary))]
+
+
+def fitting(summary: TraceSummary, ranges: Sequence[Target], glob: PathGlob) -> list[Target]:
+    """Those of a trace's ranges that a pattern fits, with profiler steps in their paths or without."""
+    return [
+        one for one in ranges if glob.matches(one.path) or any(glob.matches(summary.paths[row]) for row in one.rows)
+    ]
 
 
 def _works(summary: TraceSummary) -> list[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import enum
 import re
 from dataclasses import dataclass
 
-from tracetool.errors import SettingError
+from tracetool.errors import SettingError, nearest
 
 
 class Unit(enum.StrEnum):
@@ -207,6 +206,4 @@ def lookup(name: str) -> Metric:
         return METRICS[name]
     if op_of(name) is not None:
         return Metric(name, Unit.COUNT, exact=True, additive=True, needs=Needs.NOTHING, meaning=OP_CALLS_METRIC.meaning)
-    close = difflib.get_close_matches(name, METRICS, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else "`tracetool metrics` lists them"
-    raise SettingError(f"'{name}' is no metric: {hint}")
+    raise SettingError(f"'{name}' is no metric: {nearest(name, METRICS, '`tracetool metrics` lists them')}")

@@ -41,6 +41,22 @@ def output_options(command: Command, formats: Sequence[str] = FORMATS) -> Comman
     return command
 
 
+def target_option(about: str) -> Callable[[Command], Command]:
+    """`-o`, without which there is nothing to do, and `--force`."""
+
+    def add(command: Command) -> Command:
+        command = click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")(command)
+        target = click.Path(path_type=Path)
+        return click.option("-o", "--output", type=target, required=True, metavar="FILE", help=about)(command)
+
+    return add
+
+
+labels_option = click.option(
+    "--name", "labels", multiple=True, metavar="LABEL", help="What to call each side, in their order."
+)
+
+
 def reading_options(command: Command) -> Command:
     """`--fold`, `--ranges-as` and `--ranges-from`: what the ranges of a trace are."""
     for option in (

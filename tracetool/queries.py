@@ -50,13 +50,8 @@ class Trace:
         Raises:
             SettingError: it fits none, or several.
         """
-        glob = PathGlob(pattern)
         ranges = measuring.targets(self.summary)
-        found = [
-            one
-            for one in ranges
-            if glob.matches(one.path) or any(glob.matches(self.summary.paths[row]) for row in one.rows)
-        ]
+        found = measuring.fitting(self.summary, ranges, PathGlob(pattern))
         if not found:
             names = dict.fromkeys(one.path[-1] for one in ranges)
             raise SettingError(f"the trace has no range '{pattern}': {nearest(pattern.rpartition('/')[2], names)}")

@@ -90,6 +90,12 @@ def ratio_of_nested_medians(baseline: Sequence[Sequence[float]], variant: Sequen
     return Ratio(float(value), float(low), float(high))
 
 
+def mean_of_medians(processes: Sequence[Sequence[float]]) -> float | None:
+    """What is compared: the mean over processes of their median; None where none has a sample."""
+    medians = [np.median(samples) for samples in processes if len(samples)]
+    return float(np.mean(medians)) if medians else None
+
+
 def _resampled_means(processes: list[npt.NDArray[np.float64]], random: np.random.Generator) -> npt.NDArray[np.float64]:
     """Means of medians, of processes drawn with replacement and their samples drawn anew for each."""
     count = len(processes)

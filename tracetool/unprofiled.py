@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tracetool.environment import as_captured
-from tracetool.stats import Ratio, ratio_of_nested_medians
+from tracetool.stats import Ratio, mean_of_medians, ratio_of_nested_medians
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,16 +35,20 @@ class Times:
 
 
 def times_of(sides: Sequence[Side]) -> list[Times]:
-    """The unprofiled times of each side, the baseline first."""
-    stored = [_stored(side.summary) for side in sides]
+    """The unprofiled times that are stored with each side's trace, the baseline first."""
+    return times_beside([(side.label, _stored(side.summary)) for side in sides])
+
+
+def times_beside(measured: Sequence[tuple[str, Sequence[Sequence[float]]]]) -> list[Times]:
+    """Labels with their samples by process as times, the baseline first."""
     return [
         Times(
-            side.label,
-            samples,
-            float(np.mean([np.median(process) for process in samples])) if samples else None,
-            ratio_of_nested_medians(stored[0], samples) if number and samples and stored[0] else None,
+            label,
+            tuple(map(tuple, samples)),
+            mean_of_medians(samples),
+            ratio_of_nested_medians(measured[0][1], samples) if number else None,
         )
-        for number, (side, samples) in enumerate(zip(sides, stored, strict=True))
+        for number, (label, samples) in enumerate(measured)
     ]
 
 

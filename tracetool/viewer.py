@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracetool.errors import SettingError
+from tracetool.render.words import in_script
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +37,6 @@ _TYPES = {
     ".wasm": "application/wasm",
     ".woff2": "font/woff2",
 }
-_IN_SCRIPT = {ord(one): f"\\u{ord(one):04x}" for one in "<>&\u2028\u2029"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Viewer:
             "time": None if place is None else [place.begin_ns / 1e9, place.end_ns / 1e9],
         }
         template = string.Template((resources.files("tracetool") / "viewer.html").read_text(encoding="utf-8"))
-        self._page = template.substitute(settings=json.dumps(settings).translate(_IN_SCRIPT)).encode()
+        self._page = template.substitute(settings=in_script(settings)).encode()
         self._pages = 0
         self._gone: float | None = None
         self._lock = threading.Lock()

@@ -35,6 +35,7 @@ import tomllib
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tracetool.errors import SettingError, nearest
+from tracetool.project import nearest_pyproject
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -118,7 +119,7 @@ def _sources(folder: Path) -> Iterable[tuple[str, Iterable[Workload]]]:
     for point in importlib.metadata.entry_points(group=GROUP):
         source = f"the entry point {point.name!r} of {GROUP}"
         yield source, _offered(source, _load(source, point.load))
-    project = _nearest_pyproject(folder)
+    project = nearest_pyproject(folder)
     if project is None:
         return
     for name in _named_in(project):
@@ -144,13 +145,6 @@ def _offered(source: str, thing: Any) -> Iterable[Workload]:
     if not isinstance(offered, list | tuple):
         raise SettingError(f"{source} has no list WORKLOADS")
     return offered
-
-
-def _nearest_pyproject(folder: Path) -> Path | None:
-    for one in (folder, *folder.parents):
-        if (one / "pyproject.toml").is_file():
-            return one / "pyproject.toml"
-    return None
 
 
 def _named_in(project: Path) -> list[str]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from tracetool.render import words
+from tracetool.render import json, words
 from tracetool.render.markdown import bounded, plain, table_lines
 
 if TYPE_CHECKING:
@@ -76,4 +74,4 @@ def to_json(found: Sequence[Breakdown]) -> str:
             for one in found
         ],
     }
-    return msgspec.json.format(msgspec.json.encode(whole), indent=2).decode() + "\n"
+    return json.as_text(whole)

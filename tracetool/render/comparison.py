@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from tracetool.metrics import Unit
 from tracetool.render import json, words
 from tracetool.stats import FEWEST_PROCESSES
@@ -13,9 +11,10 @@ from tracetool.stats import FEWEST_PROCESSES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tracetool.comparing import Comparison, Speed
+    from tracetool.comparing import Comparison
     from tracetool.render.view import View
     from tracetool.stats import Ratio
+    from tracetool.unprofiled import Times
 
 
 def text(found: Comparison) -> str:
@@ -35,8 +34,8 @@ def to_json(found: Comparison, view: View) -> str:
         "unprofiled": [
             {
                 "label": speed.label,
-                "processes": speed.processes,
-                "samples": speed.samples,
+                "processes": len(speed.samples),
+                "samples": sum(map(len, speed.samples)),
                 "step_ns": speed.median_ns,
                 "ratio": None
                 if speed.ratio is None
@@ -49,15 +48,16 @@ def to_json(found: Comparison, view: View) -> str:
         "failures": found.failures,
         "graphs_not_given_back": found.ungiven,
         "traces": {label: str(path) for label, path in found.traces.items()},
-        "diff": None if found.diff is None else msgspec.json.decode(json.diff(found.diff, view)),
+        "diff": None if found.diff is None else json.diff_values(found.diff, view),
     }
-    return msgspec.json.format(msgspec.json.encode(whole), indent=2).decode() + "\n"
+    return json.as_text(whole)
 
 
 def _lines(found: Comparison) -> Iterator[str]:
     if found.speeds:
         first = found.speeds[0]
-        each = f"{first.processes} process{'es' if first.processes > 1 else ''}, {first.samples} samples in all"
+        processes, samples = len(first.samples), sum(map(len, first.samples))
+        each = f"{processes} process{'es' if processes > 1 else ''}, {samples} samples in all"
         yield f"a step, unprofiled ({each}; the variants took turns)"
         width = max(len(speed.label) for speed in found.speeds)
         for speed in found.speeds:
@@ -76,7 +76,7 @@ def _lines(found: Comparison) -> Iterator[str]:
         yield f"traces: {', '.join(words.clean(str(path)) for path in found.traces.values())}"
 
 
-def _speed(speed: Speed, baseline: Speed) -> str:
+def _speed(speed: Times, baseline: Times) -> str:
     time = "-" if speed.median_ns is None else words.number(speed.median_ns, Unit.NS)
     if speed is baseline:
         return time

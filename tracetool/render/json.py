@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def summary(found: TraceSummary, view: View) -> str:
     """One trace, by `tracetool.summary/1`."""
-    return _text(
+    return as_text(
         {
             "schema": "tracetool.summary/1",
             "trace": _trace(found),
@@ -38,12 +38,12 @@ def summary(found: TraceSummary, view: View) -> str:
 
 def health(found: TraceSummary) -> str:
     """The health of one trace, by `tracetool.health/1`."""
-    return _text({"schema": "tracetool.health/1", "trace": _trace(found), "health": _health(found.health)})
+    return as_text({"schema": "tracetool.health/1", "trace": _trace(found), "health": _health(found.health)})
 
 
 def metrics(chosen: Sequence[Metric]) -> str:
     """Metrics explained, by `tracetool.metrics/1`."""
-    return _text(
+    return as_text(
         {
             "schema": "tracetool.metrics/1",
             "metrics": [_metric(metric) for metric in chosen],
@@ -53,23 +53,26 @@ def metrics(chosen: Sequence[Metric]) -> str:
 
 def diff(found: TraceDiff, view: View) -> str:
     """A diff, by `tracetool.diff/1`. Everything is there, changed or not."""
-    return _text(
-        {
-            "schema": "tracetool.diff/1",
-            "baseline": _side(found.baseline),
-            "variants": [_side(side) for side in found.variants],
-            "scope": found.scope,
-            "environment": [{"setting": name, "values": values} for name, values in found.environment.items()],
-            "ranges": [_diff_row(found, row, view) for row in found.rows if view.shows(row.path)],
-            "verdict": verdict_of(found),
-        }
-    )
+    return as_text(diff_values(found, view))
+
+
+def diff_values(found: TraceDiff, view: View) -> dict[str, Any]:
+    """The same as values."""
+    return {
+        "schema": "tracetool.diff/1",
+        "baseline": _side(found.baseline),
+        "variants": [_side(side) for side in found.variants],
+        "scope": found.scope,
+        "environment": [{"setting": name, "values": values} for name, values in found.environment.items()],
+        "ranges": [_diff_row(found, row, view) for row in found.rows if view.shows(row.path)],
+        "verdict": verdict_of(found),
+    }
 
 
 def check(found: Check, view: View) -> str:
     """What came of a check, by `tracetool.check/1`. Everything is there, whatever the view leaves out."""
     del view
-    return _text(
+    return as_text(
         {
             "schema": "tracetool.check/1",
             "trace": _trace(found.summary),
@@ -112,7 +115,8 @@ def _outcome(one: Outcome) -> dict[str, Any]:
     }
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
+    """Values as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
 
 

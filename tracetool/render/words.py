@@ -6,6 +6,8 @@ import re
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from tracetool.folding import STEP
 from tracetool.metrics import Unit, lookup
 
@@ -99,6 +101,14 @@ def shorten(text: str, width: int) -> str:
         return text
     tail = max(1, (width - 3) // 3)
     return f"{text[: width - 3 - tail]}...{text[-tail:]}"
+
+
+_IN_SCRIPT = {ord(one): f"\\u{ord(one):04x}" for one in "<>&\u2028\u2029"}
+
+
+def in_script(value: object) -> str:
+    """JSON that stays data inside a script element, whatever names are in it."""
+    return msgspec.json.encode(value).decode().translate(_IN_SCRIPT)
 
 
 def plural(count: int, noun: str) -> str:

@@ -6,10 +6,10 @@ import html
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 from tracetool.metrics import METRICS, Unit
 from tracetool.render import words
+from tracetool.stats import mean_of_medians
 from tracetool.timeline import Kind
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def distributions(labels: Sequence[str], samples: Sequence[Sequence[Sequence[flo
             number - 0.25 + spread * (process + 0.5) + spread * 0.35 * ((at * 7919 % 13) / 6 - 1)
             for at, (_, process) in enumerate(points)
         ]
-        middle = float(np.mean([np.median(process) for process in side]))
+        middle = mean_of_medians(side) or 0.0
         figure.add_scatter(
             x=[round(value / size, 5) for value, _ in points],
             y=[round(height, 3) for height in heights],

@@ -10,8 +10,6 @@ from fractions import Fraction
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from tracetool import __version__, by_name, unprofiled
 from tracetool.differ import TraceDiff, outer_paths
 from tracetool.environment import as_captured
@@ -107,7 +105,7 @@ def report(found: TraceDiff, extras: Extras | None = None) -> str:
     extras = extras or Extras()
     assets = resources.files(__package__) / "assets"
     drawn, context = _context(found, extras)
-    data = _in_script({"tree": tree(found), "figures": drawn})
+    data = words.in_script({"tree": tree(found), "figures": drawn})
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -129,14 +127,6 @@ def _safe(text: str) -> Any:
     from markupsafe import Markup
 
     return Markup(text)
-
-
-_ESCAPED = {ord(one): f"\\u{ord(one):04x}" for one in "<>&\u2028\u2029"}
-
-
-def _in_script(value: object) -> str:
-    """JSON that stays data inside a script element, whatever names are in it."""
-    return msgspec.json.encode(value).decode().translate(_ESCAPED)
 
 
 def _context(found: TraceDiff, extras: Extras) -> tuple[dict[str, Any], dict[str, Any]]:
