@@ -39,8 +39,8 @@ class TritonOps:
         return add_rms_norm(x, residual, norm.weight, eps, check=self._check)
 
     def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Tensor:
-        if bias is not None and kind in TANH_GELUS and x.dtype != torch.float32:
-            # Where the product is cuBLASLt's its epilogue has both, by tanh: no kernel of its own.
+        if bias is not None and kind in TANH_GELUS and x.is_cuda and x.dtype != torch.float32:
+            # Where the product is cuBLASLt's its epilogue has both, by tanh: no kernel of its own. A CPU's is by erf.
             out: Tensor = torch._addmm_activation(bias, x, weight.T, use_gelu=True)  # noqa: SLF001
             return out
         # The bias is the activation kernel's.

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every torch program uses
 
 from engine import LLM, ConfigError, SamplingParams
+from engine.ops.triton_ops import TritonOps
 from engine.variants.choice import AXES, NEEDS_TRITON
 from tests.engine.checkpoints import FAMILIES, fit, hf_generate, random_prompts
 from tests.pairwise import pairwise
@@ -256,3 +258,16 @@ def test_replays_serve_who_joins_ends_and_leaves_on_gpu(checkpoints, cuda_oracle
     llm.core.check_integrity()
     ours = [got[str(i)] for i in range(len(prompts))]
     assert_clear_choices_equal(checkpoints, family, prompts, ours, wanted, record_property)
+
+
+@pytest.mark.parametrize("kind", ["gelu_new", "gelu"])
+def test_a_gelu_after_a_product_is_of_its_kind(kind):
+    # Where the two kinds are furthest apart, and half precision still tells them from each other.
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = -torch.linspace(1.5, 3, 64, device=device, dtype=torch.float16).repeat(16, 1)
+    identity, bias = torch.eye(64, device=device, dtype=torch.float16), torch.zeros_like(x[0])
+    found = TritonOps().linear_gelu(x, identity, bias, kind).float()
+    by_tanh, by_erf = (F.gelu(x.float(), approximate=one) for one in ("tanh", "none"))
+    of_kind, other = (by_tanh, by_erf) if kind == "gelu_new" else (by_erf, by_tanh)
+    assert (of_kind - other).abs().max() > 4e-4
+    assert (found - of_kind).abs().max() < 1e-4
