@@ -1,6 +1,8 @@
 """CUDA graphs: work that is recorded once and launched as one from then on."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -33,6 +35,8 @@ class CudaCapture:
         from torch.profiler._utils import _init_for_cuda_graphs  # noqa: PLC0415 - torch has it where it has CUDA
 
         _init_for_cuda_graphs()
+        # What a collection frees in the middle of a recording, such as an older graph, would spoil it.
+        gc.collect()
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
 
@@ -45,13 +49,25 @@ class CudaCapture:
             self._stream.synchronize()
             graph = torch.cuda.CUDAGraph()
             # `torch.cuda.graph` would collect garbage before each of what may be hundreds of captures.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                work()
-            finally:
-                graph.capture_end()
+            with _no_collection():
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    work()
+                finally:
+                    graph.capture_end()
         current.wait_stream(self._stream)
         return graph.replay
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def graph_sizes(kind: str, most: int) -> list[int]:

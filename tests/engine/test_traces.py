@@ -27,7 +27,7 @@ class Traced:
         for _ in range(before):
             llm.step()
         activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * torch.cuda.is_available()]
-        with profile(activities=activities) as profiler:
+        with profile(activities=activities, acc_events=True) as profiler:
             for _ in range(steps):
                 llm.step()
         profiler.export_chrome_trace(str(path))
