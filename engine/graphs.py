@@ -37,24 +37,25 @@ class CudaCapture:
         _init_for_cuda_graphs()
         # What a collection frees in the middle of a recording, such as an older graph, would spoil it.
         gc.collect()
+        # cuBLAS's workspace of this stream must come from the graphs' memory: others, such as torch.compile, have all
+        # workspaces freed, and a recording goes on writing to the one that it knows.
+        torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 - what torch itself calls
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
 
     def __call__(self, work: Work) -> Work:
         """Run once, so that nothing is compiled or allocated for the first time under capture, then record."""
+        work()
+        graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            work()
-            self._stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            # `torch.cuda.graph` would collect garbage before each of what may be hundreds of captures.
-            with _no_collection():
-                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-                try:
-                    work()
-                finally:
-                    graph.capture_end()
+        # `torch.cuda.graph` would collect garbage before each of what may be hundreds of captures.
+        with torch.cuda.stream(self._stream), _no_collection():
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
         current.wait_stream(self._stream)
         return graph.replay
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from tracetool.cli import main as tracetool
 
-DECODE = ("decode", "--wait", "0", "--warmup", "2", "--active", "2", "--set", "cuda_graph=off")
+DECODE = ("decode", "--wait", "0", "--warmup", "2", "--active", "2")
+# What is varied an axis at a time.
+EAGER = {"block_tables": "resident", "sampler": "batched", "cuda_graph": "off"}
 # A block of 16 ends in each step of a batch of 8.
 CROSSING = {"lengths": "crossing"}
 BEFORE = {"block_tables": "per_layer_pageable", "dense_mask": "on"}
@@ -52,6 +54,19 @@ STEPS = {
     "inputs_packed_pinned": {"inputs": "packed_pinned"},
     "sampler_item_loop": {"sampler": "item_loop"},
 }
+# Steps that are one graph, of rows that stay on the device or of the forward pass alone; `graph_off` is their eager twin.
+GRAPHS = {
+    f"graph_{name}{suffix}": settings | lengths
+    for name, settings in {
+        "off": {"cuda_graph": "off", "block_tables": "in_graph"},
+        "exact": {"cuda_graph": "exact"},
+        "buckets": {"cuda_graph": "buckets"},
+        "no_overlap": {"overlap": "off"},
+        "sampling_outside": {"graph_sampling": "outside"},
+        "forward_alone": {"block_tables": "resident"},
+    }.items()
+    for suffix, lengths in {"": {}, "_crossing": CROSSING}.items()
+}
 # Seed 004: with empty caches, 200 numbers of tokens of which none comes twice.
 COLD = {f"fp8_{specialize}": {"specialize": specialize} for specialize in ("default", "num_tokens", "complete")}
 
@@ -68,7 +83,8 @@ def main(folder: Path) -> int:
         # The profiler's first step in a process is slow, so that the second is the first of the window.
         window = ["--warmup", "2", "--active", "3"]
         failed += _said(form, _process([os.path.relpath(TOY), *window, *_to(folder, f"toy_{form}"), "--", form]))
-    for name, settings in (TABLES | APPENDS | LAUNCHES | STEPS).items():
+    eager = {name: EAGER | settings for name, settings in (TABLES | APPENDS | LAUNCHES | STEPS).items()}
+    for name, settings in (eager | GRAPHS).items():
         failed += _said(name, tracetool(["capture", *DECODE, *_set(settings), *_to(folder, name)]))
     return failed
 

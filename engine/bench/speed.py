@@ -8,8 +8,7 @@ from engine.bench.results import Result
 from engine.command import emit
 
 _ALWAYS = (
-    "--load-format dummy --device cuda --bf16 --prompt-tokens 16 --no-stop-on-eos --no-prefix-cache --warmup-runs 1 "
-    "--set block_tables=in_graph --set cuda_graph=buckets --set graph_sampling=inside --set overlap=on"
+    "--load-format dummy --device cuda --bf16 --prompt-tokens 16 --no-stop-on-eos --no-prefix-cache --warmup-runs 1"
 )
 
 

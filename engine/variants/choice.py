@@ -67,24 +67,23 @@ class Axis:
     cuda: str
 
 
-# Graphs, decoding on the device and overlap are no defaults until their tests have run on a GPU.
 AXES: dict[str, Axis] = {
     **{
         registry.axis: Axis(registry.about, {name: registry.describe(name) for name in registry.names}, cpu, cuda)
         for registry, cpu, cuda in (
-            (BLOCK_TABLES, "resident", "resident"),
+            (BLOCK_TABLES, "resident", "in_graph"),
             (INPUTS, "on_device", "on_device"),
             (KV_APPENDS, "slot_mapping", "fused"),
             (ATTENTION, "reference", "triton"),
-            (SAMPLERS, "batched", "batched"),
+            (SAMPLERS, "batched", "on_device"),
         )
     },
     "dense_mask": Axis("whether a dense mask is built as well", DENSE_MASK, "off", "off"),
     "attention_launch": Axis("how the attention kernel's launch parameters are chosen", LAUNCHES, "fixed", "fixed"),
     "ops": Axis("small operations as torch calls or as kernels", OPS, "torch", "triton"),
-    "cuda_graph": Axis("whether decode steps are launched as one", CUDA_GRAPH, "off", "off"),
-    "graph_sampling": Axis("whether the graph of a step samples as well", GRAPH_SAMPLING, "outside", "outside"),
-    "overlap": Axis("when the host looks at what a step has sampled", OVERLAP, "off", "off"),
+    "cuda_graph": Axis("whether decode steps are launched as one", CUDA_GRAPH, "off", "buckets"),
+    "graph_sampling": Axis("whether the graph of a step samples as well", GRAPH_SAMPLING, "outside", "inside"),
+    "overlap": Axis("when the host looks at what a step has sampled", OVERLAP, "off", "on"),
 }
 
 # The values that are Triton kernels.

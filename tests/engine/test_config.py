@@ -67,8 +67,8 @@ def test_defaults_of_a_cpu_and_of_a_gpu():
     assert (there.attention_backend, there.ops, there.kv_append) == ("triton", "triton", "fused")
     assert (here.block_tables, here.inputs, here.sampler) == ("resident", "on_device", "batched")
     assert (here.cuda_graph, here.graph_sampling, here.overlap) == ("off", "outside", "off")
-    assert (there.block_tables, there.inputs, there.sampler) == ("resident", "on_device", "batched")
-    assert (there.cuda_graph, there.graph_sampling, there.overlap) == ("off", "outside", "off")
+    assert (there.block_tables, there.inputs, there.sampler) == ("in_graph", "on_device", "on_device")
+    assert (there.cuda_graph, there.graph_sampling, there.overlap) == ("buckets", "inside", "on")
 
 
 def test_auto_follows_what_is_asked_for():
@@ -76,7 +76,7 @@ def test_auto_follows_what_is_asked_for():
     for asked in ({"sampler": "batched"}, {"inputs": "packed_pinned"}, {"block_tables": "shared_pinned"}):
         found = chosen(GPU, torch.bfloat16, **asked)
         assert found.block_tables == asked.get("block_tables", "resident")
-        assert (found.cuda_graph, found.graph_sampling, found.overlap) == ("off", "outside", "off")
+        assert (found.cuda_graph, found.graph_sampling, found.overlap) == ("buckets", "outside", "off")
     found = chosen(GPU, torch.bfloat16, graph_sampling="inside")
     assert (found.block_tables, found.sampler, found.cuda_graph) == ("in_graph", "on_device", "buckets")
     found = chosen(GPU, torch.bfloat16, kv_append="triton")
