@@ -11,7 +11,7 @@ from torch import Tensor
 from engine import ranges
 from engine.config import EngineConfig
 from engine.decode_forward import DecodeForward, KeptLogits
-from engine.device_state import DeviceState, Patch
+from engine.device_state import DeviceState, Patches
 from engine.graphs import Capture, Steps
 from engine.machine import Machine
 from engine.ranges import annotate
@@ -42,26 +42,32 @@ class _Rows:
         self._counts = [0] * num_rows
         self._lengths = [0] * num_rows
 
-    def update(self, seqs: list[Sequence]) -> list[Patch]:
+    def update(self, seqs: list[Sequence]) -> list[Patches]:
         """What the device must be told before a step of this batch, which moves it on by a token."""
-        patches: list[Patch] = []
-        if seqs != self.seqs:
-            self._seat(seqs, patches)
+        patches = self._seat(seqs) if seqs != self.seqs else []
         tables, counts, lengths = self._tables, self._counts, self._lengths
+        joining: list[tuple[int, Sequence]] = []
+        growing: list[tuple[int, list[int], int]] = []
         for row, seq in zip(self.rows, seqs, strict=True):
             table = seq.block_table
             if tables[row] is not table or lengths[row] != len(seq.tokens) + seq.num_pending:
                 assert not seq.num_pending, "a sequence whose last token is on the device alone has been moved"
-                patches += self._state.join(row, seq)
+                joining.append((row, seq))
                 tables[row], counts[row], lengths[row] = table, len(table), len(seq.tokens)
             elif counts[row] != len(table):
-                patches += self._state.blocks(row, table, counts[row])
+                growing.append((row, table, counts[row]))
                 counts[row] = len(table)
             lengths[row] += 1
+        if joining:
+            patches.append(self._state.join([row for row, _ in joining], [seq for _, seq in joining]))
+        if growing:
+            rows, grown, starts = zip(*growing, strict=True)
+            patches.append(self._state.blocks([*rows], [*grown], [*starts]))
         return patches
 
-    def _seat(self, seqs: list[Sequence], patches: list[Patch]) -> None:
+    def _seat(self, seqs: list[Sequence]) -> list[Patches]:
         """Give new sequences free rows, and rows past the step's size to sequences within it."""
+        patches: list[Patches] = []
         batch = set(seqs)
         for seq in [seq for seq in self._row_of if seq not in batch]:
             self._stale.add(self._row_of.pop(seq))
@@ -75,17 +81,19 @@ class _Rows:
                 self._stale.discard(row)
         for seq, source in [(seq, row) for seq, row in self._row_of.items() if row >= self.size]:
             row = self._row_of[seq] = next(free)
-            patches += self._state.move(source, row, seq)
+            patches.append(self._state.move(source, row, seq))
             self._tables[row], self._counts[row] = seq.block_table, len(seq.block_table)
             self._lengths[row] = self._lengths[source]
             self._stale.discard(row)
             self._stale.add(source)
-        for row in sorted(row for row in self._stale if row < self.size):
-            patches += self._state.leave(row)
-            self._stale.remove(row)
+        idle = sorted(row for row in self._stale if row < self.size)
+        if idle:
+            patches.append(self._state.leave(idle))
+            self._stale.difference_update(idle)
         self.seqs = list(seqs)
         self.rows = [self._row_of[seq] for seq in seqs]
         self.index = np.array(self.rows, dtype=np.int64)
+        return patches
 
 
 class DeviceLoop:
@@ -138,7 +146,7 @@ class DeviceLoop:
         state, stream = self._state, self._machine.stream
         with annotate(ranges.BUILD_BLOCK_TABLES):
             patches = self._rows.update(seqs)
-            target = state.patch(patches) if patches else None
+            target = state.patch(np.concatenate(patches)) if patches else None
         with annotate(ranges.H2D_BLOCK_TABLES):
             if target is not None:
                 state.send(target)

@@ -4,8 +4,6 @@ Everything is an element of one int32 tensor, so that any change, a sequence tha
 is an element's number and its value, and all of a step's changes are one copy and one kernel.
 """
 
-from collections.abc import Iterable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,9 +18,15 @@ from kernels.rows import Rows
 _ALIGNED = 16
 # Stop ids that the device looks for. A sequence that has more stops on the host, a step later.
 NUM_STOPS = 8
-COPY, VALUE = -1, -1
+# Where a patch copies no element.
+_VALUE = -1
+# In the order in which `join` has them.
+_SETTINGS = ("token_ids", "positions", "seq_lens", "finished", "max_lens", "before_output")
+# What steps change: of a field of several elements, the first.
+_MOVED = ("token_ids", "positions", "seq_lens", "finished", "block_table")
 
-Patch = tuple[int, int, int]
+# int32 `[n, 3]`: an element, the element that it becomes a copy of or `_VALUE`, its value.
+Patches = np.ndarray
 
 
 class DeviceState:
@@ -83,14 +87,14 @@ class DeviceState:
         fields["seeds"] = fields["seeds"].view(torch.int64)
         return Rows(**fields)
 
-    def patch(self, patches: list[Patch]) -> Tensor:
+    def patch(self, patches: Patches) -> Tensor:
         """Write changes to memory that the next `send` reads.
 
         Returns:
             Where they will be on the device.
         """
-        self._staging.array(len(patches), 3)[:] = patches
-        return torch.empty((len(patches), 3), dtype=torch.int32, device=self._flat.device)
+        self._staging.array(*patches.shape)[:] = patches
+        return torch.empty(patches.shape, dtype=torch.int32, device=self._flat.device)
 
     def send(self, target: Tensor) -> None:
         """One copy, one kernel: what was written is the state of whatever is launched from here on."""
@@ -99,54 +103,63 @@ class DeviceState:
 
     # Changes ------------------------------------------------------------------------------------------------------
 
-    def join(self, row: int, seq: Sequence) -> Iterable[Patch]:
-        """A sequence whose tokens the host knows takes a row."""
-        length = len(seq.tokens)
-        stops = [*seq.stops][:NUM_STOPS]
-        low, high = np.array([seq.seed], dtype=np.int64).view(np.int32).tolist()
-        yield from self._settings(row, seq, length)
-        yield from self._write(row, "temperatures", [int(np.float32(seq.params.temperature).view(np.int32))])
-        yield from self._write(row, "seeds", [low, high])
-        yield from self._write(row, "stop_ids", stops + [-1] * (NUM_STOPS - len(stops)))
-        yield from self.blocks(row, seq.block_table, 0)
+    def join(self, rows: list[int], seqs: list[Sequence]) -> Patches:
+        """Sequences whose tokens the host knows take rows."""
+        settings = np.array(
+            [
+                (seq.tokens[-1], len(seq.tokens) - 1, len(seq.tokens), 0, seq.max_len, seq.num_prompt - 1)
+                for seq in seqs
+            ],
+            dtype=np.int32,
+        )
+        stop_ids = np.full((len(seqs), NUM_STOPS), -1, dtype=np.int32)
+        for row, seq in zip(stop_ids, seqs, strict=True):
+            stops = [*seq.stops][:NUM_STOPS]
+            row[: len(stops)] = stops
+        temperatures = np.array([[seq.params.temperature] for seq in seqs], dtype=np.float32).view(np.int32)
+        seeds = np.array([[seq.seed] for seq in seqs], dtype=np.int64).view(np.int32)
+        fields = self._targets(rows, *_SETTINGS, "temperatures", "seeds", "stop_ids")
+        own = _values(fields, np.hstack([settings, temperatures, seeds, stop_ids]))
+        return np.concatenate([own, self.blocks(rows, [seq.block_table for seq in seqs], [0] * len(seqs))])
 
-    def _settings(self, row: int, seq: Sequence, length: int) -> Iterable[Patch]:
-        for name, value in (
-            ("token_ids", seq.tokens[-1]),
-            ("positions", length - 1),
-            ("seq_lens", length),
-            ("finished", 0),
-            ("max_lens", seq.max_len),
-            ("before_output", seq.num_prompt - 1),
-        ):
-            yield self._first[name] + row, VALUE, value
-
-    def move(self, source: int, row: int, seq: Sequence) -> Iterable[Patch]:
+    def move(self, source: int, row: int, seq: Sequence) -> Patches:
         """A sequence goes to another row; what a step under way makes of it goes with it."""
-        moving = ("token_ids", "positions", "seq_lens", "finished")
-        for target, _, value in self.join(row, seq):
-            name = next((name for name in moving if target == self._first[name] + row), None)
-            if name is None and target != self._first["block_table"] + row * self._sizes["block_table"]:
-                yield target, VALUE, value
-        for name in moving:
-            yield self._first[name] + row, self._first[name] + source, 0
-        # Of a sequence that has finished unknown to the host this is the dummy block.
-        table, width = self._first["block_table"], self._sizes["block_table"]
-        yield table + row * width, table + source * width, 0
+        # Of a sequence that has finished unknown to the host its first block is the dummy block.
+        moved = np.array([self._element(name, row) for name in _MOVED], dtype=np.int32)
+        patches = self.join([row], [seq])
+        patches = patches[~np.isin(patches[:, 0], moved)]
+        sources = np.array([self._element(name, source) for name in _MOVED], dtype=np.int32)
+        return np.concatenate([patches, np.stack([moved, sources, np.zeros_like(moved)], 1)])
 
-    def leave(self, row: int) -> Iterable[Patch]:
-        """A row has no sequence any more."""
-        for name, value in (("finished", 1), ("positions", 0), ("seq_lens", 1)):
-            yield self._first[name] + row, VALUE, value
-        yield self._first["block_table"] + row * self._sizes["block_table"], VALUE, self.dummy_block
+    def leave(self, rows: list[int]) -> Patches:
+        """Rows have no sequence any more."""
+        values = np.tile(np.array([1, 0, 1], dtype=np.int32), (len(rows), 1))
+        own = _values(self._targets(rows, "finished", "positions", "seq_lens"), values)
+        return np.concatenate([own, self.blocks(rows, [[self.dummy_block]] * len(rows), [0] * len(rows))])
 
-    def blocks(self, row: int, block_table: list[int], start: int) -> Iterable[Patch]:
-        """A sequence's blocks, from its block `start` on."""
-        first = self._first["block_table"] + row * self._sizes["block_table"]
-        for column in range(start, len(block_table)):
-            yield first + column, VALUE, block_table[column]
+    def blocks(self, rows: list[int], block_tables: list[list[int]], starts: list[int]) -> Patches:
+        """Sequences' blocks, each from its block `start` on."""
+        counts = [len(table) - start for table, start in zip(block_tables, starts, strict=True)]
+        first = [self._element("block_table", row) + start for row, start in zip(rows, starts, strict=True)]
+        ends = np.cumsum(counts)
+        targets = np.repeat(first, counts) + np.arange(ends[-1] if counts else 0) - np.repeat(ends - counts, counts)
+        blocks = [block for table, start in zip(block_tables, starts, strict=True) for block in table[start:]]
+        return _values(targets, np.array(blocks, dtype=np.int32))
 
-    def _write(self, row: int, name: str, values: list[int]) -> Iterable[Patch]:
-        size = self._sizes[name]
-        for i, value in enumerate(values):
-            yield self._first[name] + row * size + i, VALUE, value
+    def _element(self, name: str, row: int) -> int:
+        """Where a row's field begins."""
+        return self._first[name] + row * self._sizes[name]
+
+    def _targets(self, rows: list[int], *names: str) -> np.ndarray:
+        """Elements of fields, `[rows, elements of all these fields]`."""
+        first = [self._first[name] + i for name in names for i in range(self._sizes[name])]
+        strides = [self._sizes[name] for name in names for _ in range(self._sizes[name])]
+        targets: np.ndarray = np.array(first) + np.array(rows)[:, None] * np.array(strides)
+        return targets
+
+
+def _values(targets: np.ndarray, values: np.ndarray) -> Patches:
+    """Elements get values."""
+    patches = np.empty((targets.size, 3), dtype=np.int32)
+    patches[:, 0], patches[:, 1], patches[:, 2] = targets.ravel(), _VALUE, values.ravel()
+    return patches

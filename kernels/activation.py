@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks
+from kernels.early import early, wait_for_inputs
 from kernels.sizes import cdiv, next_power_of_2
 
 # What model configs call them, by what they compute.
@@ -21,40 +22,60 @@ GELU_KINDS = {
 
 
 @triton.jit
-def _sigmoid(x):
+def sigmoid(x):
+    """1 / (1 + exp(-x))."""
     # The exponent is never positive, so nothing overflows.
     decay = tl.exp(-tl.abs(x))
     return tl.where(x >= 0, 1.0, decay) / (1.0 + decay)
 
 
 @triton.jit
-def bias_gelu_kernel(out_ptr, x_ptr, bias_ptr, stride_xt, WIDTH: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    """Grid: (rows, pieces of a row)."""
-    row = tl.program_id(0).to(tl.int64)
-    offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = offs < WIDTH
-    x = tl.load(x_ptr + row * stride_xt + offs, mask=mask, other=0.0).to(tl.float32)
-    if bias_ptr is not None:
-        x += tl.load(bias_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+def gelu(x, KIND: tl.constexpr):
+    """GELU in fp32, of a kind that `GELU_KINDS` names."""
     if KIND == "erf":
         y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif KIND == "tanh":
         # 0.5 * (1 + tanh(u)) is sigmoid(2 * u), with u = sqrt(2 / pi) * (x + 0.044715 * x**3).
-        y = x * _sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        y = x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
     else:
-        y = x * _sigmoid(1.702 * x)
-    tl.store(out_ptr + row * WIDTH + offs, y.to(out_ptr.dtype.element_ty), mask=mask)
+        y = x * sigmoid(1.702 * x)
+    return y
 
 
 @triton.jit
-def silu_and_mul_kernel(out_ptr, x_ptr, stride_xt, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def bias_gelu_kernel(
+    out_ptr,
+    x_ptr,
+    bias_ptr,
+    stride_xt,
+    WIDTH: tl.constexpr,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """Grid: (rows, pieces of a row)."""
+    row = tl.program_id(0).to(tl.int64)
+    offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < WIDTH
+    if EARLY:
+        wait_for_inputs()
+    x = tl.load(x_ptr + row * stride_xt + offs, mask=mask, other=0.0).to(tl.float32)
+    if bias_ptr is not None:
+        x += tl.load(bias_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * WIDTH + offs, gelu(x, KIND).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def silu_and_mul_kernel(out_ptr, x_ptr, stride_xt, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """Grid: (rows, pieces of a row); a row holds WIDTH gates, then WIDTH values."""
     row = tl.program_id(0).to(tl.int64)
     offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < WIDTH
+    if EARLY:
+        wait_for_inputs()
     gate = tl.load(x_ptr + row * stride_xt + offs, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + row * stride_xt + WIDTH + offs, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row * WIDTH + offs, (gate * _sigmoid(gate) * up).to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + row * WIDTH + offs, (gate * sigmoid(gate) * up).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def _check(x: Tensor, out: Tensor, width: int) -> None:
@@ -92,7 +113,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None, kind: str, *, out: Tensor | None =
         checks.require(kind in GELU_KINDS, f"kind must be one of {', '.join(GELU_KINDS)}, but is {kind!r}")
     block = min(1024, next_power_of_2(width))
     bias_gelu_kernel[(num_tokens, cdiv(width, block))](
-        out, x, bias, x.stride(0), WIDTH=width, KIND=GELU_KINDS[kind], BLOCK=block
+        out, x, bias, x.stride(0), WIDTH=width, KIND=GELU_KINDS[kind], BLOCK=block, **early(x.device)
     )
     return out
 
@@ -118,5 +139,7 @@ def silu_and_mul(x: Tensor, *, out: Tensor | None = None, check: bool = True) ->
         checks.require(x.shape[1] % 2 == 0, f"x must have an even width, but it is {x.shape[1]}")
         _check(x, out, width)
     block = min(1024, next_power_of_2(width))
-    silu_and_mul_kernel[(num_tokens, cdiv(width, block))](out, x, x.stride(0), WIDTH=width, BLOCK=block)
+    silu_and_mul_kernel[(num_tokens, cdiv(width, block))](
+        out, x, x.stride(0), WIDTH=width, BLOCK=block, **early(x.device)
+    )
     return out

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks
+from kernels.early import early, wait_for_inputs
 from kernels.sizes import cdiv, next_power_of_2
 
 
@@ -20,11 +21,14 @@ def embedding_kernel(
     stride_pt,
     HIDDEN: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Grid: (tokens, pieces of a row)."""
     token = tl.program_id(0).to(tl.int64)
     offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < HIDDEN
+    if EARLY:
+        wait_for_inputs()
     token_id = tl.load(token_ids_ptr + token).to(tl.int64)
     x = tl.load(weight_ptr + token_id * stride_wt + offs, mask=mask)
     if position_weight_ptr is not None:
@@ -88,5 +92,6 @@ def embed(
         position_weight.stride(0) if position_weight is not None else 0,
         HIDDEN=hidden,
         BLOCK=block,
+        **early(weight.device),
     )
     return out

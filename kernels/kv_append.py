@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks
+from kernels.early import early, wait_for_inputs
 from kernels.sizes import cdiv, next_power_of_2
 
 
@@ -425,10 +426,13 @@ def slot_mapping_kernel(
     stride_table,
     CACHE_BLOCK_SIZE: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """The slot of each sequence's position."""
     offs = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     mask = offs < num_seqs
+    if EARLY:
+        wait_for_inputs()
     position = tl.load(positions_ptr + offs, mask=mask, other=-1)
     live = mask & (position >= 0)
     column = position // CACHE_BLOCK_SIZE
@@ -474,5 +478,6 @@ def compute_slot_mapping(
         block_table.stride(0),
         CACHE_BLOCK_SIZE=block_size,
         BLOCK_B=block_b,
+        **early(positions.device),
     )
     return out

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks
+from kernels.early import early, wait_for_inputs
 from kernels.sizes import cdiv, next_power_of_2
 
 LOG2E = tl.constexpr(math.log2(math.e))
@@ -128,6 +129,7 @@ def paged_attention_decode_kernel(
     SPLIT: tl.constexpr,
     SHARED: tl.constexpr,
     APPEND: tl.constexpr,
+    EARLY: tl.constexpr,
     BLOCK_N: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
@@ -139,6 +141,8 @@ def paged_attention_decode_kernel(
     kv_head = tl.program_id(0)
     seq = tl.program_id(1).to(tl.int64)
     lane = tl.program_id(2)
+    if EARLY:
+        wait_for_inputs()
     seq_len = tl.load(seq_lens_ptr + seq).to(tl.int32)
     low = 0
     if WINDOW > 0:
@@ -160,6 +164,8 @@ def paged_attention_decode_kernel(
     run_acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
     run_peak = tl.full([BLOCK_G], LOWEST, tl.float32)
     run_total = tl.zeros([BLOCK_G], tl.float32)
+    # A split that is the only one is no business of other programs.
+    several = end - first != 1
 
     if my_first < my_end:
         query_ptrs = query_ptr + seq * stride_qt + offs_h[:, None] * stride_qh + offs_d
@@ -225,7 +231,7 @@ def paged_attention_decode_kernel(
                 new_acc = tl.broadcast_to(new_value.to(tl.float32)[None, :], [BLOCK_G, BLOCK_D])
                 one = tl.full([BLOCK_G], 1.0, tl.float32)
                 acc, peak, total = _merge(acc, peak, total, new_acc, score, one)
-        if SHARED:
+        if SHARED and several:
             at = row + (my_end - 1)
             tl.store(partial_ptr + at[:, None] * HEAD_DIM + offs_d, acc, mask=mask)
             tl.store(stats_ptr + at * 2, peak, mask=mask_h)
@@ -233,7 +239,7 @@ def paged_attention_decode_kernel(
         else:
             run_acc, run_peak, run_total = _merge(run_acc, run_peak, run_total, acc, peak, total)
 
-    if SHARED:
+    if SHARED and several:
         # An empty sequence has nobody to wait for; its first program writes the zeros.
         finishes = (seq_len == 0) & (lane == 0)
         arrived_ptr += seq * tl.num_programs(0) + kv_head
@@ -268,7 +274,7 @@ def paged_attention_decode_kernel(
             tl.store(merged_ptrs, merged.to(out_ptr.dtype.element_ty), mask=mask_md)
             # The next launch counts from 0 again.
             tl.store(arrived_ptr, 0)
-    else:
+    elif lane == 0:
         result = finish_rows(run_acc, run_peak, run_total, sinks_ptr, offs_h, mask_h)
         out_ptrs = out_ptr + seq * stride_ot + offs_h[:, None] * stride_oh + offs_d
         tl.store(out_ptrs, result.to(out_ptr.dtype.element_ty), mask=mask)
@@ -507,6 +513,7 @@ def paged_attention_decode(
         "SHARED": shared > 1,
         # One compile key for launches that have nothing to append.
         "APPEND": append and key is not None,
+        **early(query.device),
     }
     grid = (num_kv_heads, batch, shared)
     if launch == "autotune":
@@ -514,6 +521,10 @@ def paged_attention_decode(
     else:
         block_n, num_warps, num_stages = fixed_launch(head_dim, query.dtype)
         paged_attention_decode_kernel[grid](
-            *arguments, **constants, BLOCK_N=block_n, NUM_STAGES=num_stages, num_warps=num_warps
+            *arguments,
+            **constants,
+            BLOCK_N=block_n,
+            NUM_STAGES=num_stages,
+            num_warps=num_warps,
         )
     return out

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks
+from kernels.early import early, wait_for_inputs
 from kernels.sizes import cdiv, next_power_of_2
 
 
@@ -93,6 +94,7 @@ def rotary_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Grid: (tokens, runs of BLOCK_KV heads). A program takes a run of KV heads and their query heads.
 
@@ -102,6 +104,8 @@ def rotary_kernel(
     token = tl.program_id(0).to(tl.int64)
     first_head = tl.program_id(1).to(tl.int64) * BLOCK_KV
     num_heads = tl.minimum(NUM_KV_HEADS - first_head, BLOCK_KV).to(tl.int32)
+    if EARLY:
+        wait_for_inputs()
     position = tl.load(positions_ptr + token).to(tl.int64)
     offs_r = tl.arange(0, BLOCK_R)
     mask_r = offs_r < ROTARY_DIM // 2
@@ -246,7 +250,8 @@ def _launch(
         BLOCK_R=next_power_of_2(rotary_dim // 2),
         BLOCK_REST=next_power_of_2(max(1, head_dim - rotary_dim)),
         BLOCK_D=next_power_of_2(head_dim),
-        num_warps=1,
+        num_warps=4,
+        **early(query.device),
     )
 
 

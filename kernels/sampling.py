@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import checks
+from kernels.early import early, wait_for_inputs
 from kernels.rows import Rows
 from kernels.sizes import cdiv, next_power_of_2
 
@@ -48,12 +49,15 @@ def sample_pieces_kernel(
     stride_lb,
     VOCAB: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Grid: (sequences, pieces of the vocabulary)."""
     row = tl.program_id(0).to(tl.int64)
     piece = tl.program_id(1)
     token = piece * BLOCK_V + tl.arange(0, BLOCK_V)
     mask = token < VOCAB
+    if EARLY:
+        wait_for_inputs()
     scores = tl.load(logits_ptr + row * stride_lb + token, mask=mask, other=float("-inf")).to(tl.float32)
     temperature = tl.load(temperatures_ptr + row)
     if temperature > 0:
@@ -68,10 +72,14 @@ def sample_pieces_kernel(
 
 
 @triton.jit
-def sample_best_kernel(out_ptr, scores_ptr, tokens_ptr, NUM_PIECES: tl.constexpr, BLOCK_P: tl.constexpr):
+def sample_best_kernel(
+    out_ptr, scores_ptr, tokens_ptr, NUM_PIECES: tl.constexpr, BLOCK_P: tl.constexpr, EARLY: tl.constexpr
+):
     """One program a sequence: the best of the pieces' best."""
     row = tl.program_id(0).to(tl.int64)
     offs = tl.arange(0, BLOCK_P)
+    if EARLY:
+        wait_for_inputs()
     scores = tl.load(scores_ptr + row * NUM_PIECES + offs, mask=offs < NUM_PIECES, other=float("-inf"))
     _, where = tl.max(scores, 0, return_indices=True)
     tl.store(out_ptr + row, tl.load(tokens_ptr + row * NUM_PIECES + where).to(out_ptr.dtype.element_ty))
@@ -131,10 +139,21 @@ def sample(
         enough = workspace.scores.numel() >= batch * pieces and workspace.tokens.numel() >= batch * pieces
         checks.require(enough, f"the workspace is too small for {batch} sequences and {vocab} tokens")
     sample_pieces_kernel[(batch, pieces)](
-        *workspace, logits, temperatures, seeds, positions, None, logits.stride(0), VOCAB=vocab, BLOCK_V=BLOCK_V
+        *workspace,
+        logits,
+        temperatures,
+        seeds,
+        positions,
+        None,
+        logits.stride(0),
+        VOCAB=vocab,
+        BLOCK_V=BLOCK_V,
+        **early(logits.device),
     )
     block_p = next_power_of_2(pieces)
-    sample_best_kernel[(batch,)](out, *workspace, NUM_PIECES=pieces, BLOCK_P=block_p, num_warps=1)
+    sample_best_kernel[(batch,)](
+        out, *workspace, NUM_PIECES=pieces, BLOCK_P=block_p, num_warps=1, **early(logits.device)
+    )
     return out
 
 
@@ -169,10 +188,13 @@ def sample_advance_kernel(
     NUM_PIECES: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One program a sequence: the best of the pieces' best, and where that leaves the sequence."""
     row = tl.program_id(0).to(tl.int64)
     offs = tl.arange(0, BLOCK_P)
+    if EARLY:
+        wait_for_inputs()
     scores = tl.load(scores_ptr + row * NUM_PIECES + offs, mask=offs < NUM_PIECES, other=float("-inf"))
     _, where = tl.max(scores, 0, return_indices=True)
     token = tl.load(tokens_ptr + row * NUM_PIECES + where)
@@ -234,6 +256,7 @@ def sample_and_advance(
         logits.stride(0),
         VOCAB=vocab,
         BLOCK_V=BLOCK_V,
+        **early(logits.device),
     )
     num_stops = rows.stop_ids.shape[1]
     sample_advance_kernel[(num_seqs,)](
@@ -253,4 +276,5 @@ def sample_and_advance(
         BLOCK_S=next_power_of_2(num_stops),
         BLOCK_P=next_power_of_2(pieces),
         num_warps=1,
+        **early(logits.device),
     )

@@ -54,7 +54,7 @@ STEPS = {
     "inputs_packed_pinned": {"inputs": "packed_pinned"},
     "sampler_item_loop": {"sampler": "item_loop"},
 }
-# Steps that are one graph, of rows that stay on the device or of the forward pass alone; `graph_off` is their eager twin.
+# Steps that are one graph, whole or of the forward pass alone; `graph_off` is their eager twin.
 GRAPHS = {
     f"graph_{name}{suffix}": settings | lengths
     for name, settings in {

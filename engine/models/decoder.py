@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that every torch progra
 from torch import Tensor
 
 from engine.models.spec import ModelSpec
-from engine.models.weights import Linear, Weights
+from engine.models.weights import Weights
 from engine.ops.interface import Ops, Rotary
 from engine.ranges import ATTENTION, MLP, annotate
 
@@ -45,35 +45,25 @@ class Decoder:
             `[tokens, hidden_size]`.
         """
         spec, weights, ops = self.spec, self.weights, self.ops
-        tokens = len(token_ids)
+        tokens, layers = len(token_ids), weights.layers
         residual = ops.embed(token_ids, weights.embedding, positions, weights.position_embedding)
-        x: Tensor | None = None
-        for i, layer in enumerate(weights.layers):
+        x = ops.add_norm(residual, None, layers[0].attention_norm, spec.norm_eps, spec.norm)
+        # Each half of a layer ends with the norm that begins the next one.
+        norms = [*(layer.attention_norm for layer in layers[1:]), weights.final_norm]
+        for i, (layer, next_norm) in enumerate(zip(layers, norms, strict=True)):
             with annotate(ATTENTION):
-                x = self._add_norm(x, residual, i)
-                qkv = _linear(x, layer.qkv).view(tokens, -1, spec.head_dim)
+                qkv = ops.linear(x, layer.qkv).view(tokens, -1, spec.head_dim)
                 query, key, value = qkv.split((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), 1)
-                x = _linear(attend(i, query, key, value).reshape(tokens, -1), layer.out)
+                x = attend(i, query, key, value).reshape(tokens, -1)
+                x = ops.linear_add_norm(x, layer.out, residual, layer.mlp_norm, spec.norm_eps, spec.norm)
             with annotate(MLP):
-                x = ops.add_norm(x, residual, layer.mlp_norm, spec.norm_eps, spec.norm)
                 if spec.gated:
-                    x = ops.silu_and_mul(_linear(x, layer.up))
+                    x = ops.linear_silu_and_mul(x, layer.up)
                 else:
-                    x = ops.linear_gelu(x, layer.up.weight, layer.up.bias, spec.activation)
-                x = _linear(x, layer.down)
-        assert x is not None
-        return ops.add_norm(x, residual, weights.final_norm, spec.norm_eps, spec.norm)
-
-    def _add_norm(self, x: Tensor | None, residual: Tensor, layer: int) -> Tensor:
-        norm = self.weights.layers[layer].attention_norm
-        if x is None:
-            return self.ops.add_norm(residual, None, norm, self.spec.norm_eps, self.spec.norm)
-        return self.ops.add_norm(x, residual, norm, self.spec.norm_eps, self.spec.norm)
+                    x = ops.linear_gelu(x, layer.up, spec.activation)
+                x = ops.linear_add_norm(x, layer.down, residual, next_norm, spec.norm_eps, spec.norm)
+        return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[rows, vocab_size]` of hidden states `[rows, hidden_size]`."""
         return F.linear(hidden, self.weights.head)[:, : self.spec.vocab_size]
-
-
-def _linear(x: Tensor, linear: Linear) -> Tensor:
-    return F.linear(x, linear.weight, linear.bias)

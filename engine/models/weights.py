@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that every torch progra
 from torch import Tensor
 
 from engine.models.spec import ModelSpec
-from engine.ops.interface import Norm
+from engine.ops.interface import Linear, Norm
 
 ROW_MULTIPLE = 64
 
@@ -24,14 +24,6 @@ class TensorSource(Protocol):
             ModelError: There is none, or it has another shape.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Linear:
-    """`weight` is `[out, in]`."""
-
-    weight: Tensor
-    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)

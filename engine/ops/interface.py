@@ -17,6 +17,14 @@ class Norm:
     bias: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Linear:
+    """`weight` is `[out, in]`."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
 class Rotary(NamedTuple):
     """What a layer rotates with.
 
@@ -55,12 +63,20 @@ class Ops(Protocol):
         """
         ...
 
-    def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Tensor:
-        """The GELU, of the kind that a config names, of `x @ weight.T + bias`; `weight` is `[out, in]`."""
+    def linear(self, x: Tensor, linear: Linear) -> Tensor:
+        """`x @ weight.T + bias`: `[tokens, out]`."""
         ...
 
-    def silu_and_mul(self, x: Tensor) -> Tensor:
-        """`silu(first half) * second half` of each row."""
+    def linear_gelu(self, x: Tensor, linear: Linear, kind: str) -> Tensor:
+        """The GELU, of the kind that a config names, of `linear`."""
+        ...
+
+    def linear_silu_and_mul(self, x: Tensor, linear: Linear) -> Tensor:
+        """`silu(first half) * second half` of each row of `linear`."""
+        ...
+
+    def linear_add_norm(self, x: Tensor, linear: Linear, residual: Tensor, norm: Norm, eps: float, kind: str) -> Tensor:
+        """`linear`, then `add_norm`."""
         ...
 
     def rotate(self, query: Tensor, key: Tensor, positions: Tensor, rotary: Rotary) -> None:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch program uses
 from torch import Tensor
 
-from engine.ops.interface import Norm, Rotary
+from engine.ops.interface import Linear, Norm, Rotary
 from kernels import reference
 from kernels.rows import Rows
 
@@ -29,15 +29,21 @@ class TorchOps:
             return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, eps)
         return _rms_norm(x, norm.weight, eps)
 
-    def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Tensor:
-        x = F.linear(x, weight, bias)
+    def linear(self, x: Tensor, linear: Linear) -> Tensor:
+        return F.linear(x, linear.weight, linear.bias)
+
+    def linear_gelu(self, x: Tensor, linear: Linear, kind: str) -> Tensor:
+        x = self.linear(x, linear)
         if kind == "quick_gelu":
             return x * torch.sigmoid(1.702 * x)
         return F.gelu(x, approximate="tanh" if kind in TANH_GELUS else "none")
 
-    def silu_and_mul(self, x: Tensor) -> Tensor:
-        gate, up = x.chunk(2, -1)
+    def linear_silu_and_mul(self, x: Tensor, linear: Linear) -> Tensor:
+        gate, up = self.linear(x, linear).chunk(2, -1)
         return F.silu(gate) * up
+
+    def linear_add_norm(self, x: Tensor, linear: Linear, residual: Tensor, norm: Norm, eps: float, kind: str) -> Tensor:
+        return self.add_norm(self.linear(x, linear), residual, norm, eps, kind)
 
     def rotate(self, query: Tensor, key: Tensor, positions: Tensor, rotary: Rotary) -> None:
         for x, weight in ((query, rotary.q_weight), (key, rotary.k_weight)):

@@ -4,16 +4,23 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch program uses
 from torch import Tensor
 
-from engine.ops.interface import Norm, Rotary
+from engine.ops.interface import Linear, Norm, Rotary
 from engine.ops.torch_ops import TANH_GELUS
 from kernels import block_ops, kv_append
 from kernels import rotary as rotary_kernels
 from kernels.activation import bias_gelu, silu_and_mul
 from kernels.embedding import embed
+from kernels.linear import GATED, LinearLaunch, linear_launch, linear_pieces
+from kernels.linear import linear as kernels_linear
 from kernels.norms import add_layer_norm, add_rms_norm
 from kernels.rows import Rows
 from kernels.sampling import BLOCK_V, SamplingWorkspace, sample, sample_and_advance, sampling_workspace
 from kernels.sizes import cdiv
+
+
+def _launch(x: Tensor, weight: Tensor, outputs: int, *, pieces: bool = False) -> LinearLaunch | None:
+    """How a kernel of ours multiplies, or None where a library does it."""
+    return linear_launch(len(x), outputs, weight.shape[1], x.dtype, pieces=pieces)
 
 
 class TritonOps:
@@ -34,11 +41,26 @@ class TritonOps:
         return embed(token_ids, weight, positions, position_weight, check=self._check)
 
     def add_norm(self, x: Tensor, residual: Tensor | None, norm: Norm, eps: float, kind: str) -> Tensor:
-        if kind == "layer":
-            return add_layer_norm(x, residual, norm.weight, norm.bias, eps, check=self._check)
-        return add_rms_norm(x, residual, norm.weight, eps, check=self._check)
+        return self._add_norm(x, None, residual, norm, eps, kind)
 
-    def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+    def _add_norm(
+        self, x: Tensor, x_bias: Tensor | None, residual: Tensor | None, norm: Norm, eps: float, kind: str
+    ) -> Tensor:
+        if kind == "layer":
+            return add_layer_norm(x, residual, norm.weight, norm.bias, eps, x_bias=x_bias, check=self._check)
+        return add_rms_norm(x, residual, norm.weight, eps, x_bias=x_bias, check=self._check)
+
+    def linear(self, x: Tensor, linear: Linear) -> Tensor:
+        launch = _launch(x, linear.weight, len(linear.weight))
+        if launch is None:
+            return F.linear(x, linear.weight, linear.bias)
+        return kernels_linear(x, linear.weight, linear.bias, launch=launch, check=self._check)
+
+    def linear_gelu(self, x: Tensor, linear: Linear, kind: str) -> Tensor:
+        weight, bias = linear.weight, linear.bias
+        launch = _launch(x, weight, len(weight))
+        if launch is not None:
+            return kernels_linear(x, weight, bias, kind, launch=launch, check=self._check)
         if bias is not None and kind in TANH_GELUS and x.is_cuda and x.dtype != torch.float32:
             # Where the product is cuBLASLt's its epilogue has both, by tanh: no kernel of its own. A CPU's is by erf.
             out: Tensor = torch._addmm_activation(bias, x, weight.T, use_gelu=True)  # noqa: SLF001
@@ -46,8 +68,18 @@ class TritonOps:
         # The bias is the activation kernel's.
         return bias_gelu(F.linear(x, weight), bias, kind, check=self._check)
 
-    def silu_and_mul(self, x: Tensor) -> Tensor:
-        return silu_and_mul(x, check=self._check)
+    def linear_silu_and_mul(self, x: Tensor, linear: Linear) -> Tensor:
+        launch = _launch(x, linear.weight, len(linear.weight) // 2)
+        if launch is None or linear.bias is not None:
+            return silu_and_mul(F.linear(x, linear.weight, linear.bias), check=self._check)
+        return kernels_linear(x, linear.weight, None, GATED, launch=launch, check=self._check)
+
+    def linear_add_norm(self, x: Tensor, linear: Linear, residual: Tensor, norm: Norm, eps: float, kind: str) -> Tensor:
+        launch = _launch(x, linear.weight, len(linear.weight), pieces=True)
+        if launch is None:
+            return self.add_norm(F.linear(x, linear.weight, linear.bias), residual, norm, eps, kind)
+        pieces = linear_pieces(x, linear.weight, launch=launch, check=self._check)
+        return self._add_norm(pieces, linear.bias, residual, norm, eps, kind)
 
     def rotate(self, query: Tensor, key: Tensor, positions: Tensor, rotary: Rotary) -> None:
         rotary_kernels.rotary_embedding(

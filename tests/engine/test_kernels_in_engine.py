@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch program uses
 
 from engine import LLM, ConfigError, SamplingParams
+from engine.ops.interface import Linear
 from engine.ops.triton_ops import TritonOps
 from engine.variants.choice import AXES, NEEDS_TRITON
 from tests.engine.checkpoints import FAMILIES, fit, hf_generate, random_prompts
@@ -266,7 +267,7 @@ def test_a_gelu_after_a_product_is_of_its_kind(kind):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x = -torch.linspace(1.5, 3, 64, device=device, dtype=torch.float16).repeat(16, 1)
     identity, bias = torch.eye(64, device=device, dtype=torch.float16), torch.zeros_like(x[0])
-    found = TritonOps().linear_gelu(x, identity, bias, kind).float()
+    found = TritonOps().linear_gelu(x, Linear(identity, bias), kind).float()
     by_tanh, by_erf = (F.gelu(x.float(), approximate=one) for one in ("tanh", "none"))
     of_kind, other = (by_tanh, by_erf) if kind == "gelu_new" else (by_erf, by_tanh)
     assert (of_kind - other).abs().max() > 4e-4
