@@ -75,6 +75,10 @@ class Scheduler:
         self.running: dict[str, Sequence] = {}
         self.num_preemptions = 0
         self._filling = True
+        # Who decodes, as long as that is known; and in which turn somebody needs a block or ends.
+        self._ready: list[Sequence] | None = None
+        self._due: dict[int, list[Sequence]] = {}
+        self._turn = 0
         self._max_active = 1 if limits.mode == "naive" else limits.max_active
 
     @property
@@ -89,11 +93,13 @@ class Scheduler:
     def join(self, seq: Sequence) -> None:
         """Let a sequence that has blocks already (a fork) run."""
         self.running[seq.request_id] = seq
+        self._changed()
 
     def remove(self, seq: Sequence) -> None:
         """Forget a sequence that has ended; its blocks are the caller's to free."""
         if self.running.pop(seq.request_id, None) is None:
             del self.waiting[seq.request_id]
+        self._changed()
 
     def schedule(self) -> Plan:
         """Plan a step: choose sequences, and give them the blocks that they write to.
@@ -122,26 +128,40 @@ class Scheduler:
         return plan
 
     def _grow_decoding(self) -> list[Sequence]:
-        """The sequences that decode, each with a block for its next token; preempts until there are enough."""
-        most = min(self.limits.max_num_seqs, self.limits.max_num_batched_tokens)
-        # Whoever ends with the token that is being sampled has nothing left to compute.
-        ready = [
-            seq for seq in self.running.values() if seq.prefilled and len(seq.tokens) + seq.num_pending < seq.max_len
-        ][:most]
-        cramped = self.blocks.cramped(ready)
-        for seq in cramped:
-            length = len(seq.tokens) + seq.num_pending
-            while seq.request_id in self.running and not self.blocks.grow(seq, length):
+        """The sequences that decode, each with a block for its next token; preempts until there are enough.
+
+        A step moves each on by a token, so what it will need, and when, is known: a step looks at those whose turn it
+        is, and at all only when it is not the same sequences any more.
+        """
+        self._turn += 1
+        changing = self._due.pop(self._turn, [])
+        if self._ready is None or any(seq.next_length >= seq.max_len for seq in changing):
+            most = min(self.limits.max_num_seqs, self.limits.max_num_batched_tokens)
+            # Whoever ends with the token that is being sampled has nothing left to compute.
+            changing = [seq for seq in self.running.values() if seq.prefilled and seq.next_length < seq.max_len][:most]
+            self._ready, self._due = changing, {}
+        ready = self._ready
+        for seq in self.blocks.cramped(changing):
+            while seq.request_id in self.running and not self.blocks.grow(seq, seq.next_length):
                 self._preempt(next(reversed(self.running.values())))
-        if cramped:
-            ready = [seq for seq in ready if seq.request_id in self.running]
+        if self._ready is None:
+            return [seq for seq in ready if seq.request_id in self.running]
+        size = self.blocks.block_size
+        for seq in changing:
+            steps = min(len(seq.block_table) * size, seq.max_len - 1) - seq.next_length
+            self._due.setdefault(self._turn + steps + 1, []).append(seq)
         return ready
+
+    def _changed(self) -> None:
+        """It is not the same sequences any more that decode, or not with the same blocks."""
+        self._ready = None
 
     def restart(self, seqs: Iterable[Sequence]) -> None:
         """Let these sequences wait, in their order, without blocks, whatever state an interruption has left behind."""
         known = {seq.request_id: seq for seq in seqs}
         self.blocks.clear()
         order = [i for i in dict.fromkeys([*self.running, *self.waiting, *known]) if i in known]
+        self._changed()
         self.running = {}
         self.waiting = OrderedDict((i, known[i]) for i in order)
         for seq in self.waiting.values():
@@ -153,6 +173,7 @@ class Scheduler:
             seq.prefilled = False
 
     def _preempt(self, seq: Sequence) -> None:
+        self._changed()
         del self.running[seq.request_id]
         self.blocks.release(seq)
         seq.prefilled = False
@@ -170,6 +191,7 @@ class Scheduler:
         def take(seq: Sequence) -> None:
             """Add a chunk of the sequence: what is left of it, or of the step."""
             nonlocal left
+            self._changed()
             wanted = len(seq.tokens) - seq.num_computed
             tokens = min(wanted, left) if limits.chunked_prefill else wanted
             chunks.append(Chunk(seq, seq.num_computed, seq.num_computed + tokens, last=tokens == wanted))

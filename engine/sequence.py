@@ -65,6 +65,11 @@ class Sequence:
         return self.tokens[self.num_prompt :]
 
     @property
+    def next_length(self) -> int:
+        """Tokens that the next step computes up to, that of a step under way included."""
+        return len(self.tokens) + self.num_pending
+
+    @property
     def num_output(self) -> int:
         """How many tokens have been generated."""
         return len(self.tokens) - self.num_prompt

@@ -1,6 +1,6 @@
 """Captures the engine's traces of this folder anew: `python traces/capture.py FOLDER`, on a machine with a GPU.
 
-Each is what `tracetool capture` makes of a workload of the engine; the settings are below, and in each trace.
+With beginnings of names after the folder only those; each is what `tracetool capture` makes of a workload of the engine; the settings are below, and in each trace.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tracetool.cli import main as tracetool
 
@@ -71,22 +72,26 @@ GRAPHS = {
 COLD = {f"fp8_{specialize}": {"specialize": specialize} for specialize in ("default", "num_tokens", "complete")}
 
 
-def main(folder: Path) -> int:
-    """Capture them all; how many failed."""
+def main(folder: Path, *wanted: str) -> int:
+    """Capture those whose names begin so, all by default; how many failed."""
     folder.mkdir(parents=True, exist_ok=True)
     failed = 0
     # Processes first: an engine in this one takes the GPU's memory, and keeps it.
-    for name, settings in COLD.items():
+    for name, settings in _chosen(COLD, wanted):
         each = ["prefill_shapes", "--cold", "--warmup", "0", "--active", "200", *_set(settings)]
         failed += _said(name, _process([*each, *_to(folder, name)]))
-    for form in ("eager", "graph"):
+    for name, form in _chosen({"toy_eager": "eager", "toy_graph": "graph"}, wanted):
         # The profiler's first step in a process is slow, so that the second is the first of the window.
         window = ["--warmup", "2", "--active", "3"]
-        failed += _said(form, _process([os.path.relpath(TOY), *window, *_to(folder, f"toy_{form}"), "--", form]))
+        failed += _said(name, _process([os.path.relpath(TOY), *window, *_to(folder, name), "--", form]))
     eager = {name: EAGER | settings for name, settings in (TABLES | APPENDS | LAUNCHES | STEPS).items()}
-    for name, settings in (eager | GRAPHS).items():
+    for name, settings in _chosen(eager | GRAPHS, wanted):
         failed += _said(name, tracetool(["capture", *DECODE, *_set(settings), *_to(folder, name)]))
     return failed
+
+
+def _chosen(named: dict[str, Any], wanted: tuple[str, ...]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in named.items() if name.startswith(wanted or ("",))]
 
 
 def _set(settings: dict[str, str]) -> list[str]:
@@ -109,4 +114,4 @@ def _said(name: str, code: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(min(main(Path(sys.argv[1])), 1))
+    sys.exit(min(main(Path(sys.argv[1]), *sys.argv[2:]), 1))
