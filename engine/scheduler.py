@@ -140,11 +140,11 @@ class Scheduler:
             # Whoever ends with the token that is being sampled has nothing left to compute.
             changing = [seq for seq in self.running.values() if seq.prefilled and seq.next_length < seq.max_len][:most]
             self._ready, self._due = changing, {}
-        ready = self._ready
+        ready, preempted = self._ready, self.num_preemptions
         for seq in self.blocks.cramped(changing):
             while seq.request_id in self.running and not self.blocks.grow(seq, seq.next_length):
                 self._preempt(next(reversed(self.running.values())))
-        if self._ready is None:
+        if self.num_preemptions > preempted:
             return [seq for seq in ready if seq.request_id in self.running]
         size = self.blocks.block_size
         for seq in changing:
