@@ -127,7 +127,7 @@ class DeviceLoop:
         self._state = DeviceState(most, width, dummy_block, machine.ops, device, stream)
         machine.ops.reserve_sampling(most, machine.model.spec.vocab_size, device)
         self._returns = Returns(most, device, stream)
-        self._steps = Steps(self._step, variants.cuda_graph, most)
+        self._steps = Steps(variants.cuda_graph, most)
         self._most = most
         self._logits = KeptLogits(most)
         self.reset()
@@ -139,7 +139,7 @@ class DeviceLoop:
 
     def capture(self, capture: Capture, *, most: int | None = None) -> None:
         """Record graphs, where there are to be any; see `Steps.capture`. No sequence may have a row."""
-        self._steps.capture(capture, most=most)
+        self._steps.capture(capture, self._step, most=most)
 
     def launch(self, seqs: list[Sequence]) -> Arriving:
         """Begin a step of this batch, whose tables have room for each sequence's last token."""
@@ -151,7 +151,7 @@ class DeviceLoop:
             if target is not None:
                 state.send(target)
         size = self._rows.size
-        stream.launch(lambda: self._steps(size))
+        stream.launch(lambda: self._steps(size, self._step))
         with annotate(ranges.SAMPLE):
             if not self._samples_inside:
                 stream.launch(lambda: self._sample(self._logits.rows(size), size))
@@ -161,7 +161,7 @@ class DeviceLoop:
     def repeat(self) -> None:
         """The last step's launches, once more, with nothing from the host before or after."""
         size = self._rows.size
-        self._steps(size)
+        self._steps(size, self._step)
         if not self._samples_inside:
             self._sample(self._logits.rows(size), size)
 

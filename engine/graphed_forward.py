@@ -44,7 +44,7 @@ class GraphedForward:
         first = torch.arange(layers, dtype=torch.int32, device=device) * (dummy_block + 1)
         self._dummy_blocks = (first + dummy_block)[:, None]
         self._logits = KeptLogits(most)
-        self._steps = Steps(self._step, variants.cuda_graph, most)
+        self._steps = Steps(variants.cuda_graph, most)
         self.reset()
 
     def reset(self) -> None:
@@ -58,7 +58,7 @@ class GraphedForward:
 
     def capture(self, capture: Capture, *, most: int | None = None) -> None:
         """Record graphs; see `Steps.capture`."""
-        self._steps.capture(capture, most=most)
+        self._steps.capture(capture, self._step, most=most)
 
     def launch(self, inputs: DecodeInputs, tables: Tensor) -> Tensor:
         """Logits `[batch, vocab_size]` of a batch, right until the next call."""
@@ -70,7 +70,7 @@ class GraphedForward:
             self._tables[:, :batch, : tables.shape[2]].copy_(tables)
             if batch < size:
                 self._pad(batch, size)
-        self._stream.launch(lambda: self._steps(size))
+        self._stream.launch(lambda: self._steps(size, self._step))
         return self._logits.rows(batch)
 
     def _step(self, size: int) -> None:

@@ -91,13 +91,11 @@ class Steps:
         captures: Whether steps are recorded.
 
     Args:
-        step: Runs a step of so many rows.
         kind: `off`, `exact` or `buckets`.
         most: Rows of a batch at most.
     """
 
-    def __init__(self, step: Callable[[int], None], kind: str, most: int) -> None:
-        self._step = step
+    def __init__(self, kind: str, most: int) -> None:
         self.captures = kind != "off"
         self.sizes = sorted(graph_sizes(kind if self.captures else "exact", most))
         self._size_of = [0, *_round_up(self.sizes)]
@@ -107,28 +105,29 @@ class Steps:
         """Rows of the step that serves a batch."""
         return self._size_of[batch]
 
-    def capture(self, capture: Capture, *, most: int | None = None) -> None:
+    def capture(self, capture: Capture, step: Callable[[int], None], *, most: int | None = None) -> None:
         """Record a graph for each size, the largest first, so that the others find room in its memory.
 
         Args:
             capture: What records.
+            step: Runs a step of so many rows.
             most: Record so many only.
         """
         if not self.captures:
             return
         self.forget()
         for rows in sorted(self.sizes, reverse=True)[:most]:
-            self._replays[rows] = capture(_with(self._step, rows))
+            self._replays[rows] = capture(_with(step, rows))
 
     def forget(self) -> None:
         """Give up recordings, since what they touch is gone; until others are made, steps run piece by piece."""
         self._replays = {}
 
-    def __call__(self, rows: int) -> None:
-        """Do the step of so many rows; a step that is not recorded has ranges of its own."""
+    def __call__(self, rows: int, step: Callable[[int], None]) -> None:
+        """Do the step of so many rows: as it was recorded or, with ranges of its own, piece by piece."""
         replay = self._replays.get(rows)
         if replay is None:
-            self._step(rows)
+            step(rows)
         else:
             with annotate(MODEL_FORWARD):
                 replay()

@@ -1,6 +1,7 @@
 """From a model's name and options to a running core: everything that reads files or measures the machine."""
 
 import functools
+import gc
 import importlib.metadata
 import importlib.util
 import logging
@@ -191,6 +192,9 @@ def _warmed_up(
     machine: Machine, config: EngineConfig, variants: Variants, max_model_len: int, say: Callable[[str], None]
 ) -> Runner:
     """A runner whose kernels are compiled, with a cache of the blocks asked for, or of all memory allowed."""
+    # An engine that nobody has any more may be in a cycle, and hold nearly all memory.
+    gc.collect()
+    torch.cuda.empty_cache()
     max_active = config.max_active or config.max_num_seqs
     tokens = min(config.max_num_batched_tokens, max_active * (max_model_len - 1))
     if not config.chunked_prefill:

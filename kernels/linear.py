@@ -115,16 +115,16 @@ def linear_kernel(
     first: tl.constexpr = 1 if HEAD_START else 0
     if HEAD_START:
         x = tl.load(x_ptrs, mask=mask_m, other=0.0)
-        acc = tl.dot(x, weight, acc)
+        acc = tl.dot(x, weight, acc, input_precision="ieee")
         if gated:
-            value_acc = tl.dot(x, values, value_acc)
+            value_acc = tl.dot(x, values, value_acc, input_precision="ieee")
     for step in tl.range(first, STEPS, num_stages=NUM_STAGES):
         x = tl.load(x_ptrs + step * BLOCK_K, mask=mask_m, other=0.0)
         weight = tl.load(weight_ptrs + step * BLOCK_K)
-        acc = tl.dot(x, weight, acc)
+        acc = tl.dot(x, weight, acc, input_precision="ieee")
         if gated:
             values = tl.load(weight_ptrs + OUTPUTS * INPUTS + step * BLOCK_K)
-            value_acc = tl.dot(x, values, value_acc)
+            value_acc = tl.dot(x, values, value_acc, input_precision="ieee")
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + offs_n).to(tl.float32)[None, :]
     if gated:

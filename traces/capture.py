@@ -1,6 +1,7 @@
 """Captures the engine's traces of this folder anew: `python traces/capture.py FOLDER`, on a machine with a GPU.
 
-With beginnings of names after the folder only those; each is what `tracetool capture` makes of a workload of the engine; the settings are below, and in each trace.
+With beginnings of names after the folder only those. Each is what `tracetool capture` makes of a workload of the
+engine; the settings are below, and in each trace.
 """
 
 from __future__ import annotations

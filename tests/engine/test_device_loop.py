@@ -192,6 +192,6 @@ def test_buckets_hold_every_batch(most):
     sizes = graph_sizes("buckets", most)
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == most
-    steps = Steps(lambda _: None, "buckets", most)
+    steps = Steps("buckets", most)
     assert all(steps.rows(batch) == min(size for size in sizes if size >= batch) for batch in range(1, most + 1))
     assert graph_sizes("exact", most) == list(range(most, 0, -1))
