@@ -14,6 +14,7 @@ from kernels import (
     embedding,
     inverse_rope_fp8,
     kv_append,
+    linear,
     norms,
     paged_attention,
     prefill_attention,
@@ -146,6 +147,29 @@ def sample_and_advance(n):
     sampling.sample_and_advance(meta(n, 50304)[:, :50257], Rows(**fields), n + 100, workspace=workspace)
 
 
+def multiply(outputs, inputs, activation=None, *, pieces=False):
+    def call(n):
+        tokens = min(n, linear.MOST_TOKENS if pieces else 64)
+        launch = linear.linear_launch(tokens, outputs, inputs, BF16, pieces=pieces)
+        x, weight = meta(tokens, inputs), meta(outputs * (2 if activation == linear.GATED else 1), inputs)
+        if pieces:
+            linear.linear_pieces(x, weight, launch=launch)
+        else:
+            linear.linear(x, weight, None if activation == linear.GATED else meta(outputs), activation, launch=launch)
+
+    return call
+
+
+def beginning_early(module, call):
+    """As on a GPU that can, which a tensor without memory does not stand for."""
+
+    def on_hopper(n):
+        with mock.patch.object(module, "early", return_value={"EARLY": True, "launch_pdl": True}):
+            call(n)
+
+    return on_hopper
+
+
 # How many keys each has over 1..4096 tokens, and over those and 2**19.
 KEYS = {
     "kv_append_triton": (append(kv_append.kv_append_triton, ints, ints, ints), 1, 1),
@@ -177,6 +201,9 @@ KEYS = {
     "add_rms_norm": (lambda n: norms.add_rms_norm(meta(n, 1024), meta(n, 1024), meta(1024), 1e-5), 1, 1),
     "bias_gelu": (lambda n: activation.bias_gelu(meta(n, 3072), meta(3072), "gelu_new"), 1, 1),
     "silu_and_mul": (lambda n: activation.silu_and_mul(meta(n, 6144)), 1, 1),
+    # One for each launch of the table: up to 16 tokens, up to 64, and in pieces up to 256.
+    "linear": (multiply(3072, 768, "gelu_new"), 2, 2),
+    "linear_pieces": (multiply(768, 3072, pieces=True), 3, 3),
     "embed": (lambda n: embedding.embed(ints(n), meta(50257, 768), ints(n), meta(1024, 768)), 1, 1),
     # Two kernels.
     "sample": (sample, 2, 2),
@@ -208,6 +235,18 @@ COMPILED = {
     "bias_gelu, exact": (lambda n: activation.bias_gelu(meta(n, 3072), None, "gelu"), 5),
     "bias_gelu, quick": (lambda n: activation.bias_gelu(meta(n, 3072), None, "quick_gelu"), 5),
     "embed, no positions": (lambda n: embedding.embed(ints(n), meta(50257, 768)), 5),
+    "linear, gated": (multiply(3072, 1024, linear.GATED), 64),
+    "linear_pieces, many tokens": (multiply(768, 3072, pieces=True), 256),
+    **{
+        f"{name}, early": (beginning_early(module, KEYS[name][0]), 5)
+        for name, module in {
+            "linear_pieces": linear,
+            "add_layer_norm": norms,
+            "rotary_kv_append": rotary,
+            "paged_attention_decode": paged_attention,
+            "sample_and_advance": sampling,
+        }.items()
+    },
     "inverse_rope_fp8, packed": (quantise("complete", packed=True), 5),
 }
 

@@ -5,7 +5,7 @@ PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python -m tes
 
 import torch
 
-from kernels import activation, block_ops, kv_append, norms, paged_attention, rotary
+from kernels import activation, block_ops, kv_append, linear, norms, paged_attention, rotary
 from kernels.embedding import embed
 from kernels.inverse_rope_fp8 import SPECIALIZE, inverse_rope_fp8
 from kernels.prefill_attention import paged_attention_prefill
@@ -61,6 +61,11 @@ def step(tokens, heads, head_dim, block_size):
     x, hidden = randn(tokens, head_dim * 10 + 2), head_dim * 10 + 2
     norms.add_layer_norm(x, x.clone(), randn(hidden), randn(hidden), 1e-5)
     norms.add_rms_norm(x, x.clone(), randn(hidden), 1e-5)
+    for count in (1, 2):
+        launch = linear.LinearLaunch(16, 16, 32, count, count == 1, 2)
+        few, weight = randn(tokens, 64), randn(hidden // 16 * 16, 64)
+        pieces = linear.linear_pieces(few, weight, launch=launch)
+        norms.add_rms_norm(pieces, randn(tokens, weight.shape[0]), randn(weight.shape[0]), 1e-5)
     for kind in activation.GELU_KINDS:
         activation.bias_gelu(x, randn(hidden), kind)
     activation.silu_and_mul(x)

@@ -125,6 +125,41 @@ def test_inputs_and_samplers(name, path, expected):
     assert counted(name, path) == expected
 
 
+GRAPHS = ("graph_launches", "graph_kernels", *COUNTED)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # A sequence enters a new block: one pinned copy of 12 bytes and one kernel before the graph, beside
+        # one graph launch and one DtoH copy.
+        #                        graphs  its kernels  launches  pageable  pinned  bytes  d2h  syncs
+        ("graph_exact_crossing", (1, 89, 1, 0, 1, 12, 1, 1)),
+        ("graph_buckets_crossing", (1, 89, 1, 0, 1, 12, 1, 1)),
+        ("graph_no_overlap_crossing", (1, 89, 1, 0, 1, 12, 1, 1)),
+        # Two kernels sample after the graph, which keeps its logits with one.
+        ("graph_sampling_outside_crossing", (1, 88, 3, 0, 1, 12, 1, 1)),
+        # The same on the device without a graph, in steps into no new block.
+        ("graph_off", (0, 0, 90, 0, 0, 0, 1, 1)),
+    ],
+)
+def test_steps_that_stay_on_the_device(name, expected):
+    assert counted(name, STEP, GRAPHS) == expected
+
+
+def test_kernels_of_a_step_that_is_a_graph_are_given_back():
+    """All but the two that sample, which the eager step launches in a range of their own."""
+    twin = summary("graph_off")
+    given = tracetool.summarize(
+        tracetool.read(str(ROOT / "traces" / "graph_exact_crossing.json.gz")),
+        ranges_from=tracetool.read(str(ROOT / "traces" / "graph_off.json.gz")),
+    )
+    forward = ("ProfilerStep", "decode_step", "model_forward")
+    for path in ((*forward, "attention"), (*forward, "mlp")):
+        kernels = given.total("graph_kernels")[given.paths.index(path)]
+        assert kernels == twin.total("kernel_launches")[twin.paths.index(path)] > 0
+
+
 def test_a_tuned_launch_is_the_same_work():
     assert counted("launch_fixed", STEP) == counted("launch_autotune", STEP) == (114, 0, 0, 0, 1, 1)
     for name in ("launch_fixed", "launch_autotune"):
