@@ -8,16 +8,16 @@ BIN := .venv/bin
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tracetool needs Python 3.11 or newer; run: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 
-.venv/base: pyproject.toml constraints.txt | .venv/bin/python
+.venv/base: pyproject.toml constraints.txt hatch_build.py tracetool/chrome/quick.c | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-.venv/dev: pyproject.toml constraints.txt | .venv/bin/python
+.venv/dev: pyproject.toml constraints.txt hatch_build.py tracetool/chrome/quick.c | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps traceinsight==0.6.1
 	touch $@ .venv/base .venv/report
 
-.venv/report: pyproject.toml constraints.txt | .venv/bin/python
+.venv/report: pyproject.toml constraints.txt hatch_build.py tracetool/chrome/quick.c | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[report]'
 	touch $@ .venv/base
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tracetool.chrome import quick
+from tracetool.chrome.decode import decode_one
+from tracetool.chrome.quick import Reads
 from tracetool.events import NO_ID, Category, EventTable, Sparse, Thread, is_any
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from tracetool.chrome.decode import Args, Event
+    from tracetool.chrome.quick import Taken, Taker
     from tracetool.events import BoolArray, IntArray
 
     Kinds = npt.NDArray[np.int8]
@@ -53,9 +57,22 @@ _EXACTLY = Context(prec=100)
 
 _INSTANTS = (Category.FLOW_START, Category.FLOW_END, Category.MEMORY)
 _FLOWS = (Category.FLOW_START, Category.FLOW_END)
+_SIZED = (Category.MEMCPY, Category.MEMSET)
 _LINKED = (Category.CALL, Category.KERNEL, Category.MEMCPY, Category.MEMSET, Category.SYNC)
 _WITH_EXTERNAL_ID = (Category.OP, Category.RANGE, Category.CALL)
 _FLOW_PHASES: dict[str | None, int] = {"s": int(Category.FLOW_START), "f": int(Category.FLOW_END)}
+
+_READS = {
+    Reads.SLICE: tuple(kind for kind in Category if kind not in _INSTANTS),
+    Reads.FLOW: _FLOWS,
+    Reads.LINKED: _LINKED,
+    Reads.EXTERNAL: _WITH_EXTERNAL_ID,
+    Reads.SIZED: _SIZED,
+    Reads.MEMORY: (Category.MEMORY,),
+    Reads.COLLECTIVE: (Category.KERNEL,),
+    Reads.ASKED: (Category.COMPILE,),
+}
+"""What `quick` reads of the events of each category; the methods of `ColumnBuilder` read the same."""
 
 _DTYPE_BYTES = {
     1: ("bool", "byte", "char", "uint8", "int8", "float8"),
@@ -147,6 +164,43 @@ class ColumnBuilder:
         self._rows = 0
         self._columns = {name: _Column(dtype) for name, dtype in _COLUMNS.items()}
         self._sparse: dict[str, list[tuple[IntArray, IntArray]]] = {name: [] for name in _SPARSE}
+        self._taken_names = np.empty(0, dtype=np.int32)
+        self._taken_threads = np.empty(0, dtype=np.int32)
+
+    def taker(self) -> Taker | None:
+        """What takes events the quick way, for `add_taken`; None where there is none."""
+        if (library := quick.library()) is None:
+            return None
+        reads = [Reads(sum(flag for flag, kinds in _READS.items() if kind in kinds)) for kind in Category]
+        return quick.Taker(library, reads, int(Category.FLOW_END), _MEMORY_EVENT, self._kinds.__getitem__)
+
+    def add_taken(self, taken: Taken, taker: Taker, window: bytearray) -> None:
+        """Take the events that a taker of ours took from a window."""
+        names, threads = self._names, self._threads
+        if new_names := [names[name] for name in taker.names(len(self._taken_names))]:
+            self._taken_names = np.append(self._taken_names, np.array(new_names, dtype=np.int32))
+        if new_threads := [threads[thread] for thread in taker.threads(len(self._taken_threads))]:
+            self._taken_threads = np.append(self._taken_threads, np.array(new_threads, dtype=np.int32))
+        renumber = {"name": self._taken_names, "thread": self._taken_threads}
+        for title, column in taken.columns.items():
+            numbers = renumber.get(title)
+            self._columns[title].extend(column if numbers is None else numbers[column])
+        for title, (rows, values) in taken.few.items():
+            self._keep_sparse(title, rows, self._taken_names[values] if title == "line" else values)
+        for row, begin, end in taken.asked.tolist():
+            self._take_asked(row, decode_one(window[begin:end]))
+        self.unpaired_phases += taken.unpaired
+        self._rows += len(taken.columns["category"])
+
+    def _take_asked(self, row: int, event: Event) -> None:
+        if row < 0:
+            self._take_thread_names([event])
+            return
+        at = np.array([row], dtype=np.int64)
+        if event.args.collective is not None:
+            self._keep_sparse("collective_bytes", at, np.array([self._collective_bytes(event.args)], dtype=np.int64))
+        else:
+            self._keep_sparse("cache_hit", at, np.array([event.args.cache_hit is True], dtype=np.int64))
 
     def add(self, events: list[Event]) -> None:
         """Take the events of one chunk, in the order of the file."""
@@ -245,7 +299,7 @@ class ColumnBuilder:
         self._rows += len(events)
 
     def _take_sparse(self, args: list[Args], kind: Kinds) -> None:
-        sized = np.flatnonzero(is_any(kind, Category.MEMCPY, Category.MEMSET, Category.MEMORY))
+        sized = np.flatnonzero(is_any(kind, *_SIZED, Category.MEMORY))
         memory = kind[sized] == Category.MEMORY
         amounts = [
             args[row].allocated_bytes if allocated else args[row].bytes

@@ -72,6 +72,11 @@ def decode_strict(text: memoryview) -> list[Event]:
         raise MalformedError(str(error)) from None
 
 
+def decode_one(text: bytes | bytearray) -> Event:
+    """Decode one event that is known to be valid."""
+    return _decode_event(text)
+
+
 @dataclass
 class LenientDecoder:
     """Decodes what `decode_strict` refuses, and counts what it had to mend or drop."""

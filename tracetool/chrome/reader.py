@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 from isal.igzip_lib import IsalError
 
-from tracetool.chrome import halves
+from tracetool.chrome import halves, quick
 from tracetool.chrome.mend import mend
 from tracetool.chrome.scan import BOM, HeadScanner, NoEventsError, closes
 from tracetool.chrome.source import open_bytes
@@ -45,13 +45,18 @@ def read(
     """
     try:
         with open_bytes(path) as source:
-            middle = halves.middle_of(path) if split_at is None else split_at
+            middle = _middle_of(path) if split_at is None else split_at
             with halves.second_half(path, middle, chunk_bytes) as helper:
                 return _TraceReader(path, Text(source, chunk_bytes, progress), helper).read()
     except NoEventsError as error:
         raise TraceReadError(f"{path} {error}") from None
     except _UNREADABLE as error:
         raise TraceReadError(f"{path} cannot be read: {error or 'out of memory'}") from None
+
+
+def _middle_of(path: str) -> int:
+    # Taken quickly, events are there before a second process would be.
+    return halves.middle_of(path) if quick.library() is None else 0
 
 
 class _TraceReader:

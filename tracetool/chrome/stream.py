@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tracetool.chrome.columns import ColumnBuilder
 from tracetool.chrome.decode import LenientDecoder, MalformedError, decode_strict
+from tracetool.chrome.quick import Status
 from tracetool.chrome.scan import SPLIT_WINDOW, NoEventsError, exact_edges, likely_ends, likely_split
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class EventReader:
         self._helper = helper
         self._lenient = LenientDecoder()
         self._columns = ColumnBuilder()
+        self._taker = self._columns.taker()
 
     def read(self) -> Events:
         """Read to the end of the file."""
@@ -137,16 +139,34 @@ class EventReader:
                 if self._take_up_to_helper():
                     return None
                 self._helper = None
-            taken = self._take_likely() or self._take_exact()
-            if taken is not None:
-                self._columns.add(taken.events)
-                text.drop(taken.end)
-                if taken.closed:
-                    return True
+            if self._take():
+                return True
             if text.ended:
                 self._take_last()
                 return False
             text.grow()
+
+    def _take(self) -> bool:
+        """Take the whole events of the window; says whether the list was closed."""
+        status = self._take_quickly()
+        if status is not Status.ODD:
+            return status is Status.CLOSED
+        taken = self._take_likely() or self._take_exact()
+        if taken is None:
+            return False
+        self._columns.add(taken.events)
+        self._text.drop(taken.end)
+        return taken.closed
+
+    def _take_quickly(self) -> Status:
+        if self._taker is None:
+            return Status.ODD
+        while True:
+            taken = self._taker.take(self._text.buffer)
+            self._columns.add_taken(taken, self._taker, self._text.buffer)
+            self._text.drop(taken.consumed)
+            if taken.status is not Status.FULL:
+                return taken.status
 
     def _take_last(self) -> None:
         """Take what stands at the end of a list that is not closed, if it is a whole event."""

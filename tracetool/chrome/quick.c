@@ -1,0 +1,702 @@
+/* Events of a Chrome trace from JSON text to columns: the quick way for what profilers write.
+
+   It takes nothing that the strict decoder of `decode.py` would not take, and says of everything that it does not know
+   for sure (an escape like \u00e9 in a name, a time with four decimals, a float for an id, invalid JSON) that it is
+   odd: the caller then decodes from that event on in Python, which is the reference. What categories mean is told by
+   the caller, in bits; nothing here knows Kineto. */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+typedef const uint8_t *text;
+
+enum status { MORE = 0, CLOSED = 1, ODD = 2, FULL = 3, NEW_CATEGORY = 4, NO_MEMORY = 5 };
+
+/* What is read of an event of some category. */
+enum {
+    SLICE = 1,        /* has a duration, and phase X */
+    FLOW = 2,         /* the start of a flow, or its end, by phase; its `id` is its correlation */
+    LINKED = 4,       /* args.correlation */
+    EXTERNAL = 8,     /* args."External id" */
+    SIZED = 16,       /* args.bytes */
+    MEMORY = 32,      /* an instant "[memory]": args.Bytes and what follows from it */
+    COLLECTIVE = 64,  /* where args."Collective name" is there, the caller reads the arguments */
+    ASKED = 128,      /* the caller reads the arguments */
+};
+
+#define NO_ID INT64_MIN
+#define LARGEST ((int64_t)1 << 62)
+#define LARGEST_AMOUNT ((int64_t)1 << 53)
+#define DEEPEST 64
+#define NOT_READ (-1)
+#define NO_CATEGORY (-2)
+
+/* A value as it stands in the text. */
+typedef struct {
+    text begin; /* of a string: its first byte behind the quote */
+    text end;   /* of a string: its closing quote */
+    int64_t number;
+    char kind; /* 0 absent or null, 's' string, 'e' string with escapes, 'i' integer, 'o' anything else */
+} value;
+
+/* ---- Strings, each once, numbered in the order in which they are first met ---------------------------------- */
+
+typedef struct {
+    uint8_t *bytes;
+    int64_t used, room;
+    int64_t *ends; /* where each string ends in `bytes`; it begins where the one before it ends */
+    uint32_t *hashes;
+    int64_t count, count_room;
+    int32_t *slots; /* number + 1, or 0 */
+    int64_t slot_mask;
+} table;
+
+static uint64_t load(text p) {
+    uint64_t word;
+    memcpy(&word, p, 8);
+    return word;
+}
+
+static uint32_t hash(text p, int64_t length) {
+    uint64_t h = 0x9e3779b97f4a7c15u ^ (uint64_t)length;
+    for (; length >= 8; p += 8, length -= 8) {
+        h = (h ^ load(p)) * 0xff51afd7ed558ccdu;
+        h ^= h >> 32;
+    }
+    uint64_t rest = 0;
+    memcpy(&rest, p, (size_t)length);
+    h = (h ^ rest) * 0xc4ceb9fe1a85ec53u;
+    return (uint32_t)(h ^ (h >> 29));
+}
+
+static int grow(void **array, int64_t *room, int64_t needed, size_t size) {
+    if (needed <= *room) return 1;
+    int64_t larger = *room ? *room : 64;
+    while (larger < needed) larger *= 2;
+    void *moved = realloc(*array, (size_t)larger * size);
+    if (!moved) return 0;
+    *array = moved;
+    *room = larger;
+    return 1;
+}
+
+static int rehash(table *t) {
+    int64_t size = t->slots ? 2 * (t->slot_mask + 1) : 1024;
+    int32_t *slots = calloc((size_t)size, sizeof *slots);
+    if (!slots) return 0;
+    for (int64_t i = 0; i < t->count; i++) {
+        int64_t at = t->hashes[i] & (size - 1);
+        while (slots[at]) at = (at + 1) & (size - 1);
+        slots[at] = (int32_t)i + 1;
+    }
+    free(t->slots);
+    t->slots = slots;
+    t->slot_mask = size - 1;
+    return 1;
+}
+
+/* The number of a string, which is added if it is new; -1 where there is no memory. */
+static int32_t number_of(table *t, text p, int64_t length) {
+    if (!t->slots && !rehash(t)) return -1;
+    uint32_t h = hash(p, length);
+    int64_t at = h & t->slot_mask;
+    for (; t->slots[at]; at = (at + 1) & t->slot_mask) {
+        int32_t i = t->slots[at] - 1;
+        int64_t begin = i ? t->ends[i - 1] : 0;
+        if (t->hashes[i] == h && t->ends[i] - begin == length && !memcmp(t->bytes + begin, p, (size_t)length)) return i;
+    }
+    int64_t room = t->count_room;
+    if (t->count >= INT32_MAX - 1 || !grow((void **)&t->bytes, &t->room, t->used + length + 1, 1) ||
+        !grow((void **)&t->ends, &room, t->count + 1, sizeof *t->ends) ||
+        !grow((void **)&t->hashes, &t->count_room, t->count + 1, sizeof *t->hashes))
+        return -1;
+    memcpy(t->bytes + t->used, p, (size_t)length);
+    t->used += length;
+    t->ends[t->count] = t->used;
+    t->hashes[t->count] = h;
+    t->slots[at] = (int32_t)t->count + 1;
+    int32_t number = (int32_t)t->count++;
+    if (2 * t->count > t->slot_mask && !rehash(t)) return -1;
+    return number;
+}
+
+static void clear(table *t) {
+    free(t->bytes);
+    free(t->ends);
+    free(t->hashes);
+    free(t->slots);
+}
+
+/* ---- The reader ----------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    table names, categories, tracks, threads;
+    int32_t *codes; /* of categories */
+    int64_t codes_room;
+    uint8_t *scratch; /* a name without its escapes */
+    int64_t scratch_room;
+    int32_t flags[16]; /* of codes */
+    int32_t flow_end;
+    uint8_t memory_name[32];
+    int64_t memory_name_length;
+} reader;
+
+typedef struct {
+    /* Room for `capacity` rows. */
+    int64_t capacity;
+    int8_t *category;
+    int32_t *name, *thread;
+    int64_t *start, *end, *correlation, *external_id;
+    /* Of few rows: which, and the value. */
+    int64_t *sized, *bytes, *holding, *held, *placed, *device, *lined, *line;
+    /* Events of which the caller reads the arguments: their row, -1 for one that is no row, and where they stand. */
+    int64_t *asked, *asked_begin, *asked_end;
+    /* What was found. */
+    int64_t rows, sized_count, holding_count, placed_count, lined_count, asked_count;
+    int64_t unpaired;
+    int64_t consumed; /* where the comma, or the end, behind the last event taken stands */
+    text new_category;
+    int64_t new_category_length;
+} columns;
+
+EXPORT reader *tracetool_new(const int32_t *flags, int32_t codes, int32_t flow_end, text memory_name, int64_t length) {
+    reader *r = calloc(1, sizeof *r);
+    if (!r || codes > 16 || length > 32) {
+        free(r);
+        return NULL;
+    }
+    memcpy(r->flags, flags, (size_t)codes * sizeof *flags);
+    r->flow_end = flow_end;
+    memcpy(r->memory_name, memory_name, (size_t)length);
+    r->memory_name_length = length;
+    return r;
+}
+
+EXPORT void tracetool_free(reader *r) {
+    if (!r) return;
+    clear(&r->names);
+    clear(&r->categories);
+    clear(&r->tracks);
+    clear(&r->threads);
+    free(r->codes);
+    free(r->scratch);
+    free(r);
+}
+
+/* Tell what code a category has. */
+EXPORT int tracetool_category(reader *r, text p, int64_t length, int32_t code) {
+    int32_t number = number_of(&r->categories, p, length);
+    if (number < 0 || !grow((void **)&r->codes, &r->codes_room, number + 1, sizeof *r->codes)) return 0;
+    r->codes[number] = code;
+    return 1;
+}
+
+/* The strings of a table: 0 names, 1 tracks (of pids and tids that are text), 2 threads (packed, as below). */
+EXPORT int64_t tracetool_strings(reader *r, int which, uint8_t **bytes, int64_t **ends) {
+    table *t = which == 0 ? &r->names : which == 1 ? &r->tracks : &r->threads;
+    *bytes = t->bytes;
+    *ends = t->ends;
+    return t->count;
+}
+
+/* ---- JSON ------------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    text end;
+    enum status why; /* a value could not be taken */
+} scan;
+
+static text fail(scan *s, enum status why) {
+    s->why = why;
+    return NULL;
+}
+
+static inline text blank(text p, text end) {
+    while (p < end && (*p == ' ' || *p == '\n' || *p == '\t' || *p == '\r')) p++;
+    return p;
+}
+
+#define ONES 0x0101010101010101u
+#define HIGHS 0x8080808080808080u
+#define ZERO_IN(word) (((word) - ONES) & ~(word) & HIGHS)
+
+static int continues(text p, text end, int count) {
+    for (; count; count--, p++)
+        if (p >= end || (*p & 0xc0) != 0x80) return 0;
+    return 1;
+}
+
+/* The length of the UTF-8 sequence at `p`, 0 where it is none (RFC 3629). */
+static int utf8(text p, text end) {
+    if (*p < 0xc2 || *p > 0xf4) return 0;
+    int length = *p < 0xe0 ? 2 : *p < 0xf0 ? 3 : 4;
+    if (!continues(p + 1, end, length - 1)) return 0;
+    if ((*p == 0xe0 && p[1] < 0xa0) || (*p == 0xed && p[1] > 0x9f) || (*p == 0xf0 && p[1] < 0x90) ||
+        (*p == 0xf4 && p[1] > 0x8f))
+        return 0;
+    return length;
+}
+
+static int hex(uint8_t c) { return (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'f'); }
+
+/* A string, from behind its opening quote to its closing one. */
+static text string(scan *s, text p, int *escapes) {
+    text end = s->end;
+    *escapes = 0;
+    for (;;) {
+        while (end - p >= 8) {
+            uint64_t word = load(p);
+            uint64_t special = ZERO_IN(word ^ (ONES * '"')) | ZERO_IN(word ^ (ONES * '\\')) |
+                               ((word - ONES * 0x20) & ~word & HIGHS) | (word & HIGHS);
+            if (special) {
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+                p += __builtin_ctzll(special) >> 3;
+#endif
+                break;
+            }
+            p += 8;
+        }
+        if (p >= end) return fail(s, MORE);
+        if (*p == '"') return p;
+        if (*p == '\\') {
+            *escapes = 1;
+            if (end - p < 2 || (p[1] == 'u' && end - p < 6)) return fail(s, MORE);
+            if (p[1] == 'u') {
+                if (!hex(p[2]) || !hex(p[3]) || !hex(p[4]) || !hex(p[5])) return fail(s, ODD);
+                if ((p[2] | 32) == 'd' && p[3] >= '8') return fail(s, ODD); /* half of a pair */
+                p += 6;
+            } else if (memchr("\"\\/bfnrt", p[1], 8)) {
+                p += 2;
+            } else {
+                return fail(s, ODD);
+            }
+        } else if (*p < 0x20) {
+            return fail(s, ODD);
+        } else if (*p >= 0x80) {
+            if (end - p < 4) return fail(s, MORE);
+            int length = utf8(p, end);
+            if (!length) return fail(s, ODD);
+            p += length;
+        } else {
+            p++;
+        }
+    }
+}
+
+static inline int digit(uint8_t c) { return (uint8_t)(c - '0') < 10; }
+
+/* A number; `whole` says whether it is an integer that `number` holds. */
+static text number(scan *s, text p, int64_t *number, int *whole) {
+    text end = s->end;
+    int negative = *p == '-';
+    p += negative;
+    text first = p;
+    uint64_t found = 0;
+    while (p < end && digit(*p)) found = found * 10 + (uint64_t)(*p++ - '0');
+    if (p >= end) return fail(s, MORE);
+    if (p == first || (*first == '0' && p - first > 1)) return fail(s, ODD);
+    *whole = p - first <= 18 && !(negative && !found);
+    *number = (int64_t)(negative ? 0 - found : found);
+    if (*p == '.') {
+        *whole = 0;
+        first = ++p;
+        while (p < end && digit(*p)) p++;
+        if (p >= end) return fail(s, MORE);
+        if (p == first) return fail(s, ODD);
+    }
+    if ((*p | 32) == 'e') {
+        *whole = 0;
+        p++;
+        if (p < end && (*p == '+' || *p == '-')) p++;
+        first = p;
+        while (p < end && digit(*p)) p++;
+        if (p >= end) return fail(s, MORE);
+        if (p == first) return fail(s, ODD);
+    }
+    return p;
+}
+
+static text word(scan *s, text p, const char *expected, int64_t length) {
+    if (s->end - p <= length) return fail(s, MORE);
+    return memcmp(p, expected, (size_t)length) ? fail(s, ODD) : p + length;
+}
+
+/* Behind a value of any kind, which must be valid. */
+static text skip(scan *s, text p, int depth) {
+    text end = s->end;
+    int64_t ignored;
+    int flag;
+    switch (*p) {
+    case '"':
+        p = string(s, p + 1, &flag);
+        return p ? p + 1 : p;
+    case '{':
+    case '[': {
+        uint8_t closing = *p == '{' ? '}' : ']';
+        if (depth >= DEEPEST) return fail(s, ODD);
+        p = blank(p + 1, end);
+        if (p >= end) return fail(s, MORE);
+        if (*p == closing) return p + 1;
+        for (;;) {
+            if (closing == '}') {
+                if (*p != '"') return fail(s, ODD);
+                if (!(p = string(s, p + 1, &flag))) return p;
+                p = blank(p + 1, end);
+                if (p >= end) return fail(s, MORE);
+                if (*p != ':') return fail(s, ODD);
+                p = blank(p + 1, end);
+                if (p >= end) return fail(s, MORE);
+            }
+            if (!(p = skip(s, p, depth + 1))) return p;
+            p = blank(p, end);
+            if (p >= end) return fail(s, MORE);
+            if (*p == closing) return p + 1;
+            if (*p != ',') return fail(s, ODD);
+            p = blank(p + 1, end);
+            if (p >= end) return fail(s, MORE);
+        }
+    }
+    case 't':
+        return word(s, p, "true", 4);
+    case 'f':
+        return word(s, p, "false", 5);
+    case 'n':
+        return word(s, p, "null", 4);
+    default:
+        if (*p == '-' || digit(*p)) return number(s, p, &ignored, &flag);
+        return fail(s, ODD);
+    }
+}
+
+static inline text take(scan *s, text p, value *v) {
+    int flag;
+    v->begin = p;
+    if (*p == '"') {
+        v->begin = p + 1;
+        if (!(p = string(s, p + 1, &flag))) return p;
+        v->end = p;
+        v->kind = flag ? 'e' : 's';
+        return p + 1;
+    }
+    if (*p == '-' || digit(*p)) {
+        if (!(p = number(s, p, &v->number, &flag))) return p;
+        v->end = p;
+        v->kind = flag ? 'i' : 'o';
+        return p;
+    }
+    v->kind = *p == 'n' ? 0 : 'o';
+    p = skip(s, p, 1);
+    v->end = p;
+    return p;
+}
+
+/* Decimal microseconds with at most 3 decimals to nanoseconds; anything else is 'o'. */
+static inline text take_time(scan *s, text p, value *v) {
+    text end = s->end, first = p;
+    uint64_t found = 0;
+    while (p < end && digit(*p)) found = found * 10 + (uint64_t)(*p++ - '0');
+    int64_t digits = p - first;
+    if (p < end && digits > 0 && digits <= 15 && (*first != '0' || digits == 1)) {
+        int decimals = 0;
+        if (*p == '.') {
+            for (p++; p < end && decimals < 3 && digit(*p); decimals++) found = found * 10 + (uint64_t)(*p++ - '0');
+            if (!decimals) p = end;
+        }
+        if (p < end && !digit(*p) && (*p | 32) != 'e' && *p != '.') {
+            for (; decimals < 3; decimals++) found *= 10;
+            v->number = (int64_t)found;
+            v->kind = 'i';
+            return p;
+        }
+    }
+    v->kind = 'o';
+    return skip(s, first, 1);
+}
+
+/* ---- One event ------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    value ph, cat, name, pid, tid, ts, dur, id;
+    value correlation, external_id, old_external_id, bytes, allocated, held, device_type, collective, line;
+    int args_odd;
+} event;
+
+static inline int is(text key, int64_t length, const char *name, int64_t name_length) {
+    return length == name_length && !memcmp(key, name, (size_t)name_length);
+}
+#define IS(name) is(key, length, name, (int64_t)sizeof(name) - 1)
+
+static inline value *argument(event *e, text key, int64_t length) {
+    switch (*key) {
+    case 'c':
+        return IS("correlation") ? &e->correlation : NULL;
+    case 'E':
+        return IS("External id") ? &e->external_id : NULL;
+    case 'e':
+        return IS("external id") ? &e->old_external_id : NULL;
+    case 'b':
+        return IS("bytes") ? &e->bytes : NULL;
+    case 'B':
+        return IS("Bytes") ? &e->allocated : NULL;
+    case 'T':
+        return IS("Total Allocated") ? &e->held : NULL;
+    case 'D':
+        return IS("Device Type") ? &e->device_type : NULL;
+    case 'C':
+        return IS("Collective name") ? &e->collective : IS("Call line") ? &e->line : NULL;
+    default:
+        return NULL;
+    }
+}
+
+static inline value *field(event *e, text key, int64_t length) {
+    switch (length) {
+    case 2:
+        return IS("ph") ? &e->ph : IS("ts") ? &e->ts : IS("id") ? &e->id : NULL;
+    case 3:
+        return IS("cat") ? &e->cat : IS("pid") ? &e->pid : IS("tid") ? &e->tid : IS("dur") ? &e->dur : NULL;
+    case 4:
+        return IS("name") ? &e->name : NULL;
+    default:
+        return NULL;
+    }
+}
+
+static text members(scan *s, text p, event *e, int in_args) {
+    text end = s->end;
+    p = blank(p, end);
+    if (p >= end) return fail(s, MORE);
+    if (*p == '}') return p + 1;
+    int args_seen = 0;
+    for (;;) {
+        int escapes;
+        if (*p != '"') return fail(s, ODD);
+        text key = p + 1;
+        if (!(p = string(s, key, &escapes))) return p;
+        int64_t length = p - key;
+        if (escapes) return fail(s, ODD);
+        p++;
+        if (p < end && *p != ':') p = blank(p, end);
+        if (p >= end) return fail(s, MORE);
+        if (*p != ':') return fail(s, ODD);
+        p = blank(p + 1, end);
+        if (p >= end) return fail(s, MORE);
+        value *v = in_args ? argument(e, key, length) : field(e, key, length);
+        if (v) {
+            /* Of a key that stands twice the last counts; that is for the caller. */
+            if (v->begin) return fail(s, ODD);
+            text begin = p;
+            p = v == &e->ts || v == &e->dur ? take_time(s, p, v) : take(s, p, v);
+            v->begin = v->begin ? v->begin : begin;
+        } else if (!in_args && IS("args")) {
+            if (*p != '{' || args_seen++) return fail(s, ODD);
+            p = members(s, p + 1, e, 1);
+        } else {
+            p = skip(s, p, 1);
+        }
+        if (!p) return p;
+        if (p < end && *p != ',') p = blank(p, end);
+        if (p >= end) return fail(s, MORE);
+        if (*p == '}') return p + 1;
+        if (*p != ',') return fail(s, ODD);
+        p = blank(p + 1, end);
+        if (p >= end) return fail(s, MORE);
+    }
+}
+
+static inline int is_text(const value *v) { return v->kind == 's' || v->kind == 'e' || v->kind == 0; }
+static inline int is_track(const value *v) { return v->kind != 'o' && v->kind != 'e'; }
+
+/* The number of a string value; -1 for no memory, -2 for an escape that is not known here. */
+static int32_t number_of_value(reader *r, table *t, const value *v) {
+    if (v->kind == 's') return number_of(t, v->begin, v->end - v->begin);
+    if (!grow((void **)&r->scratch, &r->scratch_room, v->end - v->begin + 1, 1)) return -1;
+    uint8_t *out = r->scratch;
+    for (text p = v->begin; p < v->end; p++) {
+        if (*p != '\\') {
+            *out++ = *p;
+            continue;
+        }
+        const char *from = "\"\\/bfnrt", *to = "\"\\/\b\f\n\r\t";
+        const char *at = memchr(from, *++p, 8);
+        if (!at) return -2;
+        *out++ = (uint8_t)to[at - from];
+    }
+    return number_of(t, r->scratch, out - r->scratch);
+}
+
+/* A whole number in bounds, or `NO_ID` where there is none; says whether it is one of these. */
+static inline int whole(const value *v, int64_t *number) {
+    *number = v->kind ? v->number : NO_ID;
+    return v->kind == 0 || (v->kind == 'i' && v->number < LARGEST && v->number > -LARGEST);
+}
+
+static inline int amount(const value *v, int64_t *number, int negative) {
+    return whole(v, number) &&
+           (*number == NO_ID || (*number <= LARGEST_AMOUNT && *number >= (negative ? -LARGEST_AMOUNT : 0)));
+}
+
+/* A thread is packed as 4 numbers: the kinds and the values of its pid and tid; text by its number as a track. */
+static int32_t thread_of(reader *r, const event *e) {
+    int64_t packed[4] = {e->pid.kind, 0, e->tid.kind, 0};
+    const value *of[2] = {&e->pid, &e->tid};
+    for (int i = 0; i < 2; i++) {
+        if (of[i]->kind == 'i') packed[2 * i + 1] = of[i]->number;
+        if (of[i]->kind == 's' && (packed[2 * i + 1] = number_of_value(r, &r->tracks, of[i])) < 0) return -1;
+    }
+    return number_of(&r->threads, (text)packed, sizeof packed);
+}
+
+static inline int same(const value *v, const char *expected, int64_t length) {
+    return v->kind == 's' && is(v->begin, v->end - v->begin, expected, length);
+}
+
+static inline int kind_of(reader *r, columns *c, const event *e, int32_t *kind) {
+    if (e->cat.kind == 0) {
+        *kind = NO_CATEGORY;
+        return 1;
+    }
+    int64_t known = r->categories.count;
+    int32_t number = number_of(&r->categories, e->cat.begin, e->cat.end - e->cat.begin);
+    if (number < 0) return NO_MEMORY;
+    if (number < known) {
+        *kind = r->codes[number];
+        return 1;
+    }
+    /* Room for its code, which the caller tells before it goes on. */
+    if (!grow((void **)&r->codes, &r->codes_room, number + 1, sizeof *r->codes)) return NO_MEMORY;
+    r->codes[number] = NOT_READ;
+    c->new_category = e->cat.begin;
+    c->new_category_length = e->cat.end - e->cat.begin;
+    return NEW_CATEGORY;
+}
+
+static void ask(columns *c, int64_t row, text base, text begin, text end) {
+    c->asked[c->asked_count] = row;
+    c->asked_begin[c->asked_count] = begin - base;
+    c->asked_end[c->asked_count++] = end - base;
+}
+
+/* Takes one whole event; says `MORE` for "go on". */
+static int add(reader *r, columns *c, event *e, text base, text begin, text end) {
+    if (!is_text(&e->ph) || !is_text(&e->cat) || !is_text(&e->name) || !is_track(&e->pid) || !is_track(&e->tid) ||
+        e->cat.kind == 'e' || e->ph.kind == 'e')
+        return ODD;
+    int32_t kind;
+    int known = kind_of(r, c, e, &kind);
+    if (known != 1) return known;
+    if (kind == NO_CATEGORY) {
+        if (e->name.kind == 'e' && same(&e->ph, "M", 1)) return ODD;
+        if (same(&e->ph, "M", 1) && same(&e->name, "thread_name", 11)) ask(c, -1, base, begin, end);
+        return MORE;
+    }
+    if (kind < 0) return MORE;
+    int32_t flags = r->flags[kind];
+    if (flags & SLICE) {
+        if (!same(&e->ph, "X", 1)) {
+            c->unpaired += same(&e->ph, "B", 1) || same(&e->ph, "E", 1);
+            return MORE;
+        }
+    } else if (flags & FLOW) {
+        if (same(&e->ph, "f", 1))
+            kind = r->flow_end;
+        else if (!same(&e->ph, "s", 1))
+            return MORE;
+    } else if (flags & MEMORY) {
+        if (e->name.kind == 'e') return ODD;
+        if (!same(&e->name, (const char *)r->memory_name, r->memory_name_length)) return MORE;
+    }
+    if (e->name.kind == 0 || e->ts.kind != 'i') return ODD;
+    int64_t duration = 0;
+    if (flags & SLICE) {
+        if (e->dur.kind != 'i' || e->dur.number > LARGEST_AMOUNT) return ODD;
+        duration = e->dur.number;
+    }
+    int64_t correlation = NO_ID, external = NO_ID, bytes = NO_ID, held = NO_ID, device = NO_ID;
+    if (flags & LINKED && !whole(&e->correlation, &correlation)) return ODD;
+    if (flags & FLOW && !whole(&e->id, &correlation)) return ODD;
+    if (flags & EXTERNAL) {
+        if (!whole(&e->external_id, &external)) return ODD;
+        if (external == NO_ID && !whole(&e->old_external_id, &external)) return ODD;
+        /* Read with those of its neighbours that lack the other one. */
+        if (e->old_external_id.begin && e->external_id.begin) return ODD;
+    }
+    if (flags & SIZED && !amount(&e->bytes, &bytes, 0)) return ODD;
+    if (flags & MEMORY && (!amount(&e->allocated, &bytes, 1) || !amount(&e->held, &held, 0) ||
+                           !whole(&e->device_type, &device)))
+        return ODD;
+    if (e->line.kind && e->line.kind != 's' && e->line.kind != 'e') return ODD;
+    int32_t line = -1;
+    int32_t name = number_of_value(r, &r->names, &e->name);
+    if (name == -2) return ODD;
+    if (e->line.kind && (line = number_of_value(r, &r->names, &e->line)) == -2) return ODD;
+    int32_t thread = thread_of(r, e);
+    if (name < 0 || thread < 0 || (e->line.kind && line < 0)) return NO_MEMORY;
+    int64_t row = c->rows++;
+    c->category[row] = (int8_t)kind;
+    c->name[row] = name;
+    c->thread[row] = thread;
+    c->start[row] = e->ts.number;
+    c->end[row] = e->ts.number + duration;
+    c->correlation[row] = correlation;
+    c->external_id[row] = external;
+    if (bytes != NO_ID) {
+        c->sized[c->sized_count] = row;
+        c->bytes[c->sized_count++] = bytes;
+    }
+    if (held != NO_ID) {
+        c->holding[c->holding_count] = row;
+        c->held[c->holding_count++] = held;
+    }
+    if (device != NO_ID && device > 0) {
+        c->placed[c->placed_count] = row;
+        c->device[c->placed_count++] = 1;
+    }
+    if (line >= 0) {
+        c->lined[c->lined_count] = row;
+        c->line[c->lined_count++] = line;
+    }
+    if (flags & ASKED || (flags & COLLECTIVE && e->collective.kind)) ask(c, row, base, begin, end);
+    return MORE;
+}
+
+/* Takes all whole events of a window, whose first byte is the `[` or the `,` before an event.
+
+   MORE: the window ends in an event, or behind one; CLOSED: the list ends; ODD: the event behind `consumed` is not for
+   us; FULL: call again, from `consumed`; NEW_CATEGORY: tell its code, then call again. Each time all events up to
+   `consumed` were taken. */
+EXPORT int tracetool_take(reader *r, text base, int64_t length, columns *c) {
+    scan s = {base + length, MORE};
+    text p = base;
+    c->rows = c->sized_count = c->holding_count = c->placed_count = c->lined_count = c->asked_count = 0;
+    c->unpaired = c->consumed = 0;
+    if (length < 1) return MORE;
+    for (;;) {
+        if (c->rows >= c->capacity || c->asked_count >= c->capacity) return FULL;
+        p = blank(base + c->consumed + 1, s.end);
+        if (p >= s.end) return MORE;
+        if (*p == ']') {
+            c->consumed = p + 1 - base;
+            return CLOSED;
+        }
+        if (*p != '{') return ODD;
+        text begin = p;
+        event e;
+        memset(&e, 0, sizeof e);
+        if (!(p = members(&s, p + 1, &e, 0))) return s.why;
+        text end = p;
+        p = blank(p, s.end);
+        if (p >= s.end) return MORE;
+        if (*p != ',' && *p != ']') return ODD;
+        int status = add(r, c, &e, base, begin, end);
+        if (status != MORE) return status;
+        c->consumed = p - base;
+        if (*p == ']') {
+            c->consumed++;
+            return CLOSED;
+        }
+    }
+}
