@@ -8,6 +8,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -37,8 +40,10 @@ enum {
 /* A value as it stands in the text. */
 typedef struct {
     text begin; /* of a string: its first byte behind the quote */
-    text end;   /* of a string: its closing quote */
-    int64_t number;
+    union {
+        text end; /* of a string: its closing quote */
+        int64_t number;
+    };
     char kind; /* 0 absent or null, 's' string, 'e' string with escapes, 'i' integer, 'o' anything else */
 } value;
 
@@ -98,6 +103,11 @@ static int rehash(table *t) {
     return 1;
 }
 
+static inline int equal(const table *t, int32_t i, text p, int64_t length) {
+    int64_t begin = i ? t->ends[i - 1] : 0;
+    return t->ends[i] - begin == length && !memcmp(t->bytes + begin, p, (size_t)length);
+}
+
 /* The number of a string, which is added if it is new; -1 where there is no memory. */
 static int32_t number_of(table *t, text p, int64_t length) {
     if (!t->slots && !rehash(t)) return -1;
@@ -105,8 +115,7 @@ static int32_t number_of(table *t, text p, int64_t length) {
     int64_t at = h & t->slot_mask;
     for (; t->slots[at]; at = (at + 1) & t->slot_mask) {
         int32_t i = t->slots[at] - 1;
-        int64_t begin = i ? t->ends[i - 1] : 0;
-        if (t->hashes[i] == h && t->ends[i] - begin == length && !memcmp(t->bytes + begin, p, (size_t)length)) return i;
+        if (t->hashes[i] == h && equal(t, i, p, length)) return i;
     }
     int64_t room = t->count_room;
     if (t->count >= INT32_MAX - 1 || !grow((void **)&t->bytes, &t->room, t->used + length + 1, 1) ||
@@ -219,9 +228,23 @@ static inline text blank(text p, text end) {
     return p;
 }
 
-#define ONES 0x0101010101010101u
-#define HIGHS 0x8080808080808080u
-#define ZERO_IN(word) (((word) - ONES) & ~(word) & HIGHS)
+/* Behind what is neither a quote, a backslash, a control character nor beyond ASCII, or behind a part of it. */
+static inline text plain(text p, text end) {
+#ifdef __SSE2__
+    while (end - p >= 16) {
+        __m128i bytes = _mm_loadu_si128((const __m128i *)p);
+        /* Signed, what is beyond ASCII is below 0. */
+        __m128i special = _mm_or_si128(_mm_cmplt_epi8(bytes, _mm_set1_epi8(0x20)),
+                                       _mm_or_si128(_mm_cmpeq_epi8(bytes, _mm_set1_epi8('"')),
+                                                    _mm_cmpeq_epi8(bytes, _mm_set1_epi8('\\'))));
+        unsigned which = (unsigned)_mm_movemask_epi8(special);
+        if (which) return p + __builtin_ctz(which);
+        p += 16;
+    }
+#endif
+    while (p < end && *p >= 0x20 && *p < 0x80 && *p != '"' && *p != '\\') p++;
+    return p;
+}
 
 static int continues(text p, text end, int count) {
     for (; count; count--, p++)
@@ -247,18 +270,7 @@ static text string(scan *s, text p, int *escapes) {
     text end = s->end;
     *escapes = 0;
     for (;;) {
-        while (end - p >= 8) {
-            uint64_t word = load(p);
-            uint64_t special = ZERO_IN(word ^ (ONES * '"')) | ZERO_IN(word ^ (ONES * '\\')) |
-                               ((word - ONES * 0x20) & ~word & HIGHS) | (word & HIGHS);
-            if (special) {
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-                p += __builtin_ctzll(special) >> 3;
-#endif
-                break;
-            }
-            p += 8;
-        }
+        p = plain(p, end);
         if (p >= end) return fail(s, MORE);
         if (*p == '"') return p;
         if (*p == '\\') {
@@ -280,8 +292,6 @@ static text string(scan *s, text p, int *escapes) {
             int length = utf8(p, end);
             if (!length) return fail(s, ODD);
             p += length;
-        } else {
-            p++;
         }
     }
 }
@@ -383,14 +393,11 @@ static inline text take(scan *s, text p, value *v) {
     }
     if (*p == '-' || digit(*p)) {
         if (!(p = number(s, p, &v->number, &flag))) return p;
-        v->end = p;
         v->kind = flag ? 'i' : 'o';
         return p;
     }
     v->kind = *p == 'n' ? 0 : 'o';
-    p = skip(s, p, 1);
-    v->end = p;
-    return p;
+    return skip(s, p, 1);
 }
 
 /* Decimal microseconds with at most 3 decimals to nanoseconds; anything else is 'o'. */
