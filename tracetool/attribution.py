@@ -129,7 +129,7 @@ def _steps(events: EventTable) -> Steps:
     rows = events.of(Category.RANGE)
     numbers = {
         name: number
-        for name in np.unique(events.name[rows]).tolist()
+        for name in events.names_at(rows)
         if (number := step_number(events.names[name])) is not None
     }
     rows = rows[np.isin(events.name[rows], np.array(list(numbers), dtype=np.int64))]

@@ -60,38 +60,42 @@ def find(events: EventTable) -> AutogradThreads:
 
 
 def _by_flows(events: EventTable) -> AutogradThreads:
-    pids = events.process_numbers()
+    threads, pids = events.thread.astype(np.int64), events.process_numbers()
     starts, ends = events.of(Category.FLOW_START), events.of(Category.FLOW_END)
     starts, ends = (rows[events.correlation[rows] != NO_ID] for rows in (starts, ends))
-    sources = {
-        key: thread
-        for *key_parts, thread in zip(
-            pids[events.thread[starts]].tolist(),
-            events.correlation[starts].tolist(),
-            events.thread[starts].tolist(),
-            strict=True,
-        )
-        for key in [tuple(key_parts)]
-    }
-    found = [
-        (thread, arrival, sources[pid, flow])
-        for pid, flow, thread, arrival in zip(
-            pids[events.thread[ends]].tolist(),
-            events.correlation[ends].tolist(),
-            events.thread[ends].tolist(),
-            events.start[ends].tolist(),
-            strict=True,
-        )
-        if sources.get((pid, flow), thread) != thread
-    ]
-    counts = Counter((caller, thread) for thread, _, caller in found)
-    rank = _ranks(events)
-    callers: dict[tuple[int, int], int] = {}
-    for thread, arrival, caller in found:
-        if (counts[caller, thread], -rank[caller]) > (counts[thread, caller], -rank[thread]):
-            other = callers.setdefault((thread, arrival), caller)
-            callers[thread, arrival] = min(caller, other, key=rank.__getitem__)
-    return _sorted([(thread, arrival, caller) for (thread, arrival), caller in callers.items()])
+    if not len(starts):
+        return _sorted([])
+    both = np.concatenate([starts, ends])
+    flows, flow = np.unique(events.correlation[both], return_inverse=True)
+    key = pids[threads[both]] * len(flows) + flow
+    # Of several starts of a flow the last in the file counts.
+    order = np.argsort(key[: len(starts)], kind="stable")
+    known = key[: len(starts)][order]
+    last = np.searchsorted(known, key[len(starts) :], "right") - 1
+    thread, arrival, caller = threads[ends], events.start[ends], threads[starts[order[last]]]
+    led = (known[last] == key[len(starts) :]) & (caller != thread)
+    thread, arrival, caller = thread[led], arrival[led], caller[led]
+    rank = np.array(_ranks(events), dtype=np.int64)
+    there = _leads(caller, thread, rank)
+    thread, arrival, caller = thread[there], arrival[there], caller[there]
+    # Of several callers at one moment the lowest.
+    order = np.lexsort((rank[caller], arrival, thread))
+    thread, arrival, caller = thread[order], arrival[order], caller[order]
+    first = np.append(True, (thread[1:] != thread[:-1]) | (arrival[1:] != arrival[:-1]))[: len(thread)]
+    return AutogradThreads(thread[first], arrival[first], caller[first])
+
+
+def _leads(caller: IntArray, thread: IntArray, rank: IntArray) -> BoolArray:
+    """Which flows lead the way that most flows between their two threads do."""
+    pairs, which, counts = np.unique(caller * len(rank) + thread, return_inverse=True, return_counts=True)
+    if not len(pairs):
+        return np.empty(0, dtype=np.bool_)
+    callers, threads = np.divmod(pairs, len(rank))
+    back = threads * len(rank) + callers
+    place = np.minimum(np.searchsorted(pairs, back), len(pairs) - 1)
+    against = np.where(pairs[place] == back, counts[place], 0)
+    lead: BoolArray = (counts > against) | ((counts == against) & (rank[callers] < rank[threads]))
+    return lead[which]
 
 
 def _by_wrappers(events: EventTable) -> AutogradThreads:
@@ -108,12 +112,14 @@ def _by_wrappers(events: EventTable) -> AutogradThreads:
     ranges = events.of(Category.RANGE)
     steps = Counter(events.thread[ranges[step_names[events.name[ranges]]]].tolist())
     rank = _ranks(events)
+    callers: dict[int, int] = {}
+    for thread, count in (steps or busiest).items():
+        best = callers.setdefault(int(pids[thread]), thread)
+        if (count, -rank[thread]) > ((steps or busiest)[best], -rank[best]):
+            callers[int(pids[thread])] = thread
     found = []
     for thread in np.unique(threads[wrapper]).tolist():
-        peers = [other for other in (steps or busiest) if pids[other] == pids[thread]]
-        if not peers:
-            continue
-        caller = max(peers, key=lambda other: ((steps or busiest)[other], -rank[other]))
+        caller = callers.get(int(pids[thread]), thread)
         if caller != thread:
             found.append((thread, 0, caller))
     return _sorted(found)

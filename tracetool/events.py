@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,14 +48,10 @@ class Category(enum.IntEnum):
 
 def is_any(column: npt.NDArray[np.int8], *categories: Category) -> BoolArray:
     """Which entries of a column of categories are one of those given."""
-    return _mask(categories)[column]
-
-
-@functools.cache
-def _mask(categories: tuple[Category, ...]) -> BoolArray:
-    wanted = np.zeros(len(Category), dtype=np.bool_)
-    wanted[list(categories)] = True
-    return wanted
+    found = column == int(categories[0])
+    for category in categories[1:]:
+        found |= column == int(category)
+    return found
 
 
 DEVICE_WORK = (Category.KERNEL, Category.MEMCPY, Category.MEMSET)
@@ -129,6 +124,10 @@ class EventTable:
     def of(self, *categories: Category) -> IntArray:
         """Rows of the given categories, in the order of the file."""
         return np.flatnonzero(is_any(self.category, *categories))
+
+    def names_at(self, rows: IntArray) -> list[int]:
+        """The names (indices into `names`) that some rows have, each once, ascending."""
+        return np.flatnonzero(np.bincount(self.name[rows], minlength=1)).tolist()
 
     def process_numbers(self) -> IntArray:
         """A small number for the process (of a stream: the device) of each of the trace's threads."""

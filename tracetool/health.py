@@ -262,8 +262,11 @@ def _ids_of_unrelated_calls(work: Work) -> int:
     events = work.events
     calls = work.event[work.of(Category.CALL)]
     calls = calls[events.correlation[calls] != NO_ID]
-    ids, times = np.unique(events.correlation[calls], return_counts=True)
-    shared = np.intersect1d(ids[times > 1], events.correlation[work.event[work.owned]])
+    ids = np.sort(events.correlation[calls])
+    twice = ids[1:][ids[1:] == ids[:-1]]
+    if not len(twice):
+        return 0
+    shared = np.intersect1d(twice, events.correlation[work.event[work.owned]])
     calls = calls[np.isin(events.correlation[calls], shared)]
     order = np.lexsort((-events.end[calls], events.start[calls], events.correlation[calls]))
     ids, ends = events.correlation[calls[order]], events.end[calls[order]]

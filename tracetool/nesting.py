@@ -54,8 +54,8 @@ def sweep(lane: IntArray, start: IntArray, end: IntArray) -> tuple[IntArray, Int
 def partly_overlapping(lane: IntArray, start: IntArray, end: IntArray) -> BoolArray:
     """Which intervals overlap another of their lane without one containing the other (any order)."""
     flags = np.zeros(len(start), dtype=np.bool_)
-    for which in np.unique(lane):
-        members = np.flatnonzero(lane == which)
+    order = np.argsort(lane, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(lane[order])) + 1):
         s, e = start[members], end[members]
         by_start = np.argsort(s, kind="stable")
         by_end = np.argsort(e, kind="stable")

@@ -58,7 +58,7 @@ class Tally:
         """Names of all ops that were called."""
         events = self.work.events
         ops = self.work.event[self.work.of(Category.OP)]
-        return [events.names[name] for name in np.unique(events.name[ops]).tolist()]
+        return [events.names[name] for name in events.names_at(ops)]
 
     def amounts_of(self, metric: str) -> Amounts:
         """Rows and values of an additive metric, `op_calls["..."]` among them."""
@@ -83,7 +83,7 @@ class Tally:
 
     def held(self) -> set[str]:
         """The metrics that this trace can hold at all; the others are absent, not zero."""
-        kinds = set(np.unique(self.work.category).tolist())
+        kinds = set(np.flatnonzero(np.bincount(self.work.category, minlength=1)).tolist())
         has = {
             Needs.NOTHING: True,
             Needs.DEVICE: bool(kinds & {Category.CALL, Category.KERNEL, Category.MEMCPY, Category.MEMSET}),
@@ -370,7 +370,7 @@ def _select_device_work(work: Work) -> Iterator[tuple[str, Amounts]]:
 def _select_copies(work: Work, copies: IntArray) -> Iterator[tuple[str, Amounts]]:
     events = work.events
     names = events.name[work.event[copies]]
-    kinds = {name: apis.copy_kind(events.names[name]) for name in np.unique(names).tolist()}
+    kinds = {name: apis.copy_kind(events.names[name]) for name in events.names_at(work.event[copies])}
     size = events.bytes.at(work.event[copies], 0)
 
     def both(prefix: str, copy: str, rows: BoolArray) -> Iterator[tuple[str, Amounts]]:
@@ -396,10 +396,10 @@ def _select_ops(work: Work) -> Iterator[tuple[str, Amounts]]:
     of = work.event[ops]
     start, end = events.start[of], events.end[of]
     group = work.thread[ops] * (len(work.ranges) + 2) + work.range[ops] + 2
-    _, lane = np.unique(group, return_inverse=True)
-    order = order_of(lane, start, end)
-    clock = LaneClock(lane, start, end)
-    reach = clock.key(lane, end)[order]
+    order = order_of(group, start, end)
+    group, start, end = group[order], start[order], end[order]
+    lane = np.cumsum(np.append(False, group[1:] != group[:-1]))
+    reach = LaneClock(lane, start, end).key(lane, end)
     outer = np.ones(len(ops), dtype=np.bool_)
     outer[1:] = np.maximum.accumulate(reach)[:-1] < reach[1:]
     # The first of a lane is outermost whatever lies in other lanes, whose keys are all smaller.

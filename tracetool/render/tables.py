@@ -101,10 +101,10 @@ def summary_table(found: TraceSummary, view: View) -> SummaryTable:
     metrics = view.metrics or tuple(
         name for name in SUMMARY_METRICS if name in found.metrics and (name != "kernels" or _kernels_tell(found))
     )
-    whole = max((int(value) for value in found.total("cpu_ns")), default=0) if "cpu_ns" in found.metrics else 0
-    totals = {name: found.total(name).tolist() for name in metrics}
-    counted = np.any([found.total(name) != 0 for name in found.metrics] or [np.zeros(len(found.paths))], axis=0)
-    cpu = found.total("cpu_ns").tolist() if whole else []
+    whole = max(found.value("cpu_ns", "total").tolist(), default=0) if "cpu_ns" in found.metrics else 0
+    totals = {name: found.value(name, "total").tolist() for name in metrics}
+    counted = np.any([found.value(name, "total") != 0 for name in found.metrics] or [np.zeros(len(found.paths))], axis=0)
+    cpu = found.value("cpu_ns", "total").tolist() if whole else []
     lines: list[RangeLine] = []
     left = 0
     for row, path in enumerate(found.paths):
