@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GZIP_MAGIC = b"\x1f\x8b"
-_BLOCK_BYTES = 512 * 1024
+_BLOCK_BYTES = 1024 * 1024
 
 
 @contextlib.contextmanager
