@@ -128,9 +128,7 @@ def attribute(events: EventTable, ranges: RangeTable) -> Work:
 def _steps(events: EventTable) -> Steps:
     rows = events.of(Category.RANGE)
     numbers = {
-        name: number
-        for name in events.names_at(rows)
-        if (number := step_number(events.names[name])) is not None
+        name: number for name in events.names_at(rows) if (number := step_number(events.names[name])) is not None
     }
     rows = rows[np.isin(events.name[rows], np.array(list(numbers), dtype=np.int64))]
     pid = events.process_numbers()[events.thread[rows]]

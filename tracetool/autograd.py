@@ -119,8 +119,8 @@ def _by_wrappers(events: EventTable) -> AutogradThreads:
             callers[int(pids[thread])] = thread
     found = []
     for thread in np.unique(threads[wrapper]).tolist():
-        caller = callers.get(int(pids[thread]), thread)
-        if caller != thread:
+        caller = callers.get(int(pids[thread]))
+        if caller is not None and caller != thread:
             found.append((thread, 0, caller))
     return _sorted(found)
 

@@ -19,7 +19,7 @@ from tracetool.capture_commands import capture, workloads
 from tracetool.check_command import check, snapshot
 from tracetool.compare_command import compare
 from tracetool.errors import SettingError, TracetoolError
-from tracetool.opening import printable, summarize_all
+from tracetool.opening import printable, ranks_diff_of, ranks_of, several, summarize_all
 from tracetool.options import (
     TRACE,
     labels_option,
@@ -35,11 +35,13 @@ from tracetool.presenting import FAILED, INTERRUPTED, emit, exit_code_of, fail, 
 from tracetool.reporting import check_report, html_option, write_report
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from tracetool.differ import TraceDiff
+    from tracetool.ranks import Ranks, RanksDiff
     from tracetool.render.view import View
+    from tracetool.summary import Path as RangePath
     from tracetool.summary import TraceSummary
 
 DIFFERS = 1
@@ -56,19 +58,32 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("trace", type=TRACE)
+@click.argument("traces", type=TRACE, nargs=-1, required=True, metavar="TRACE...")
 @view_options
 @reading_options
 @output_options
 @click.pass_context
-def summary(context: click.Context, /, trace: str, form: str, output: Path | None, force: bool, **options: Any) -> None:
-    """Count the work of each range of TRACE (- is standard input)."""
+def summary(
+    context: click.Context,
+    /,
+    traces: tuple[str, ...],
+    form: str,
+    output: Path | None,
+    force: bool,
+    **options: Any,
+) -> None:
+    """Count the work of each range of TRACE (- is standard input); of several, a folder or a pattern: of each rank."""
     check_target(output, force=force)
     view = view_of(options)
-    [found], eager = summarize_all([trace], options)
+    if several(traces):
+        ranks, paths = ranks_of(traces, options, view)
+        _check_patterns(view, paths)
+        emit("ranks", ranks, form, output, _with_next(view, _next_of_ranks(ranks, options)))
+        context.exit(_code_of(one.error for one in ranks.rows))
+    [found], eager = summarize_all(traces, options)
     if options["per"] == "step" and not found.step_count:
         raise SettingError(f"{found.source} has no profiler steps: give numbers per call or per trace instead")
-    _check_patterns(view, [found])
+    _check_patterns(view, found.paths)
     emit("summary", found, form, output, _with_next(view, _next_of_summary(found, options)))
     context.exit(exit_code_of([found, *eager]))
 
@@ -98,15 +113,24 @@ def diff(
     force: bool,
     **options: Any,
 ) -> None:
-    """Lay VARIANTS beside BASELINE: what changed, range by range, and what did it."""
+    """Lay VARIANTS beside BASELINE: what changed, range by range, and what did it; of two folders: rank by rank."""
     from tracetool.differ import Per
     from tracetool.differ import diff as compare
 
     check_target(output, force=force)
     check_report(html, output, force=force)
     view = view_of(options)
+    if several([baseline]) or any(several([variant]) for variant in variants):
+        if len(variants) != 1 or html is not None:
+            raise SettingError("runs of several ranks are compared two at a time, and without --html")
+        sides = (baseline, variants[0])
+        ranks, paths = ranks_diff_of(sides, labels, "self" if own else "total", options, view)
+        _check_patterns(view, paths)
+        emit("ranks_diff", ranks, form, output, _with_next(view, _next_of_ranks_diff(ranks, options)))
+        unhealthy = _code_of(one.error for one in ranks.ordered)
+        context.exit(unhealthy or (DIFFERS if exit_code and ranks.differs else 0))
     summaries, eager = summarize_all([baseline, *variants], options)
-    _check_patterns(view, summaries)
+    _check_patterns(view, [path for found in summaries for path in found.paths])
     per = Per(options["per"]) if options["per"] else None
     found = compare(
         *summaries, labels=[printable(label) for label in labels], scope="self" if own else "total", per=per
@@ -209,12 +233,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # Steps of the commands ------------------------------------------------------------------------------------------
 
 
-def _check_patterns(view: View, summaries: Sequence[TraceSummary]) -> None:
+def _code_of(errors: Iterable[str]) -> int:
+    """0, or what an unhealthy rank ends with, once it has been said."""
+    worst = next(filter(None, errors), None)
+    return fail(worst, FAILED) if worst else 0
+
+
+def _next_of_ranks(found: Ranks, options: dict[str, Any]) -> list[str]:
+    """The rank that stands out most beside the one that does least."""
+    first, last = found.rows[0], found.rows[-1]
+    if first is last:
+        return ["summary", first.source, *_read_alike(options)]
+    return ["diff", last.source, first.source, *_read_alike(options)]
+
+
+def _next_of_ranks_diff(found: RanksDiff, options: dict[str, Any]) -> list[str]:
+    return ["diff", *found.ordered[0].sources, *_read_alike(options)]
+
+
+def _check_patterns(view: View, all_paths: Iterable[RangePath]) -> None:
     """A pattern that fits no range is a slip, not a wish to see nothing."""
     from tracetool.folding import STEP
     from tracetool.render.words import clean, pattern_of
 
-    paths = {tuple(path): None for found in summaries for path in found.paths}
+    paths = {tuple(path): None for path in all_paths}
     for pattern in view.patterns:
         one = replace(view, patterns=(pattern,), depth=None)
         if any(one.shows(path) for path in paths):

@@ -48,7 +48,7 @@ class Category(enum.IntEnum):
 
 def is_any(column: npt.NDArray[np.int8], *categories: Category) -> BoolArray:
     """Which entries of a column of categories are one of those given."""
-    found = column == int(categories[0])
+    found: BoolArray = column == int(categories[0])
     for category in categories[1:]:
         found |= column == int(category)
     return found
@@ -127,7 +127,8 @@ class EventTable:
 
     def names_at(self, rows: IntArray) -> list[int]:
         """The names (indices into `names`) that some rows have, each once, ascending."""
-        return np.flatnonzero(np.bincount(self.name[rows], minlength=1)).tolist()
+        found: list[int] = np.flatnonzero(np.bincount(self.name[rows], minlength=1)).tolist()
+        return found
 
     def process_numbers(self) -> IntArray:
         """A small number for the process (of a stream: the device) of each of the trace's threads."""

@@ -5,16 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tracetool.errors import SettingError
+from tracetool.rank_files import check_distinct, names_several, rank_of, traces_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tracetool.summary import TraceSummary
+    from tracetool.ranks import Ranks, RanksDiff
+    from tracetool.render.view import View
+    from tracetool.summary import Path, TraceSummary
 
 _PATIENCE_S = 1.0
 
@@ -50,6 +54,77 @@ def _summary_of(path: str, options: dict[str, Any], eager: TraceSummary | None) 
         trace = read(path, progress=progress.show)
         trace = replace(trace, path=printable(path))
         return summarize(trace, ranges_as=sources, folds=folds, ranges_from=eager)
+
+
+def several(arguments: Sequence[str]) -> bool:
+    """Whether arguments name the traces of several ranks: a folder, a pattern, or more than one file."""
+    return len(arguments) > 1 or any(names_several(one) for one in arguments)
+
+
+def ranks_of(arguments: Sequence[str], options: dict[str, Any], view: View) -> tuple[Ranks, list[Path]]:
+    """The ranks whose traces the arguments name, and every range path that one of them has.
+
+    Each trace is read, reduced to its row and forgotten before the next one is read.
+    """
+    from tracetool.ranks import Rank, Ranks, rank_row, sharing
+    from tracetool.render.ranks import columns_of
+
+    rows: list[Rank] = []
+    paths: dict[Path, None] = {}
+    for source in _distinct(arguments):
+        [found], _ = summarize_all([source], options)
+        paths.update(dict.fromkeys(found.paths))
+        rows.append(
+            sharing(rank_row(found, rank_of(found.metadata, source), view.shows, chosen=bool(view.patterns)), rows)
+        )
+        del found
+        check_distinct((one.rank, one.source) for one in rows)
+    return Ranks(rows, columns_of([one.totals for one in rows], view.metrics), view.per), list(paths)
+
+
+def ranks_diff_of(
+    sides: tuple[str, str], labels: Sequence[str], scope: str, options: dict[str, Any], view: View
+) -> tuple[RanksDiff, list[Path]]:
+    """Two runs' ranks, each with its counterpart: by rank, where none is known by the file's name."""
+    from tracetool.differ import diff
+    from tracetool.ranks import RanksDiff, rank_diff
+    from tracetool.render.verdict import verdict_of
+
+    if labels and len(labels) != 2:
+        raise SettingError(f"{len(labels)} names for 2 runs: give one name for each, in their order")
+    before, after = (_by_rank(side) for side in sides)
+    rows = []
+    paths: dict[Path, None] = {}
+    for key in (one for one in before if one in after):
+        summaries, _ = summarize_all([before[key], after[key]], options)
+        found = diff(*summaries, labels=[printable(label) for label in labels or sides], scope=scope, per=view.per)
+        paths.update(dict.fromkeys(path for one in summaries for path in one.paths))
+        rank = rank_of(summaries[0].metadata, before[key])
+        rows.append(rank_diff(found, rank, view.shows, view.metrics, verdict_of(found)))
+    if not rows:
+        raise SettingError(f"{sides[0]} and {sides[1]} have no rank in common, and no file of one name: check both")
+    first, second = (printable(label) for label in labels or sides)
+    alone = tuple(
+        tuple(printable(path) for key, path in ours.items() if key not in theirs)
+        for ours, theirs in ((before, after), (after, before))
+    )
+    return RanksDiff((first, second), tuple(rows), (alone[0], alone[1])), list(paths)
+
+
+def _distinct(arguments: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(path for argument in arguments for path in traces_in(argument)))
+
+
+def _by_rank(argument: str) -> dict[int | str, str]:
+    """The traces that an argument names, by rank, where none is known by file name."""
+    from tracetool.chrome import read_head
+
+    found: dict[int | str, str] = {}
+    ranks = [(rank_of(read_head(path), path), path) for path in traces_in(argument)]
+    check_distinct(ranks)
+    for rank, path in ranks:
+        found[rank if rank is not None else FilePath(path).name] = path
+    return found
 
 
 def printable(text: str) -> str:

@@ -1,5 +1,5 @@
 """Chrome trace JSON, as Kineto writes it and as other tools write it again."""
 
-from tracetool.chrome.reader import read
+from tracetool.chrome.reader import read, read_head
 
-__all__ = ["read"]
+__all__ = ["read", "read_head"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import functools
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,10 @@ class Taker:
             consumed=found.consumed,
             columns={name: self._arrays[name][: found.rows] for name in _COLUMNS},
             few={
-                name: (self._first(rows, getattr(found, f"{rows}_count")), self._first(values, getattr(found, f"{rows}_count")))
+                name: (
+                    self._first(rows, getattr(found, f"{rows}_count")),
+                    self._first(values, getattr(found, f"{rows}_count")),
+                )
                 for name, (rows, values) in _FEW.items()
             },
             asked=np.stack([self._first(name, found.asked_count) for name in _ASKED], axis=1),
@@ -181,7 +185,7 @@ class Taker:
             return []
         edges = [ends[known - 1] if known else 0, *ends[known:count]]
         base = start.value or 0
-        return [ctypes.string_at(base + low, high - low) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+        return [ctypes.string_at(base + low, high - low) for low, high in itertools.pairwise(edges)]
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +19,7 @@ from tracetool.errors import TraceReadError
 from tracetool.events import ReadReport, Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 CHUNK_BYTES = 1 << 20
 _UNREADABLE: tuple[type[Exception], ...] = (zlib.error, cast("type[Exception]", IsalError), OSError, MemoryError)
@@ -43,11 +44,28 @@ def read(
     Raises:
         TraceReadError: there is no such file, or it holds no Chrome trace.
     """
+    with _told(path), open_bytes(path) as source:
+        middle = _middle_of(path) if split_at is None else split_at
+        with halves.second_half(path, middle, chunk_bytes) as helper:
+            return _TraceReader(path, Text(source, chunk_bytes, progress), helper).read()
+
+
+def read_head(path: str, *, chunk_bytes: int = CHUNK_BYTES) -> dict[str, Any]:
+    """What a Chrome trace says of itself before its events; what stands behind them is not looked for.
+
+    Raises:
+        TraceReadError: there is no such file, or it holds no Chrome trace.
+    """
+    with _told(path), open_bytes(path) as source:
+        head = _TraceReader(path, Text(source, chunk_bytes), None).read_head()
+    return _read_around(head, b"", closed=False).metadata if head.strip() else {}
+
+
+@contextlib.contextmanager
+def _told(path: str) -> Iterator[None]:
+    """Tell of what goes wrong while a file is read in one sentence that names it."""
     try:
-        with open_bytes(path) as source:
-            middle = _middle_of(path) if split_at is None else split_at
-            with halves.second_half(path, middle, chunk_bytes) as helper:
-                return _TraceReader(path, Text(source, chunk_bytes, progress), helper).read()
+        yield
     except NoEventsError as error:
         raise TraceReadError(f"{path} {error}") from None
     except _UNREADABLE as error:
@@ -66,7 +84,7 @@ class _TraceReader:
         self._helper = helper
 
     def read(self) -> Trace:
-        head = self._read_head()
+        head = self.read_head()
         found = EventReader(self._text, self._helper).read()
         is_list = not head.strip()
         truncated = found.cut_gzip or (not found.closed and (found.unfinished or not is_list))
@@ -92,7 +110,7 @@ class _TraceReader:
             ),
         )
 
-    def _read_head(self) -> bytes:
+    def read_head(self) -> bytes:
         """Read up to the list of events, and leave the window at its opening bracket."""
         scanner = HeadScanner()
         text = self._text

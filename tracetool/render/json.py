@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tracetool.differ import Per
 from tracetool.health import Health
+from tracetool.render import ranks as by_rank
 from tracetool.render import sentences, words
 from tracetool.render.verdict import verdict_of
 from tracetool.summary import BY
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from tracetool.checking import Check, Outcome
     from tracetool.differ import Cell, Comparison, DiffRow, Side, TraceDiff
     from tracetool.metrics import Metric
+    from tracetool.ranks import Rank, RankDiff, Ranks, RanksDiff, Value
     from tracetool.render.view import View
     from tracetool.summary import Spread, TraceSummary
 
@@ -67,6 +70,91 @@ def diff_values(found: TraceDiff, view: View) -> dict[str, Any]:
         "ranges": [_diff_row(found, row, view) for row in found.rows if view.shows(row.path)],
         "verdict": verdict_of(found),
     }
+
+
+def ranks(found: Ranks, view: View) -> str:
+    """The traces of a program's ranks, by `tracetool.ranks/1`."""
+    del view
+    spreads = {name: found.spread(partial(found.value, metric=name)) for name in found.metrics}
+    return as_text(
+        {
+            "schema": "tracetool.ranks/1",
+            "per": found.per,
+            "ranks": [_rank(found, one) for one in found.rows],
+            "spread": {
+                name: {"min": _of_value(one.least), "median": _of_value(one.median), "max": _of_value(one.most)}
+                for name, one in spreads.items()
+            },
+            "differences": [
+                {
+                    "range": list(one.path),
+                    "metric": one.metric,
+                    "usual": one.usual,
+                    "others": [
+                        {"rank": other.rank, "path": other.source, "value": value} for other, value in one.others
+                    ],
+                }
+                for one in found.differences
+            ],
+            "verdict": by_rank.verdict(found),
+        }
+    )
+
+
+def _rank(found: Ranks, one: Rank) -> dict[str, Any]:
+    straggles = found.straggles(one)
+    return {
+        "rank": one.rank,
+        "path": one.source,
+        "events": one.events,
+        "steps": one.steps,
+        "health": one.verdict,
+        "differs": found.differs(one),
+        "straggles": None if straggles is None else float(straggles),
+        "step_ns": one.step_ns,
+        "working_ns": _of_value(found.time(one, one.working_ns)),
+        "collective_ns": _of_value(found.time(one, one.collective_ns)),
+        "metrics": {name: _of_value(found.value(one, name)) for name in found.metrics},
+    }
+
+
+def ranks_diff(found: RanksDiff, view: View) -> str:
+    """Two runs rank by rank, by `tracetool.ranks-diff/1`."""
+    del view
+    return as_text(
+        {
+            "schema": "tracetool.ranks-diff/1",
+            "baseline": found.labels[0],
+            "variant": found.labels[1],
+            "ranks": [_rank_diff(one) for one in found.ordered],
+            "alone": {"baseline": list(found.alone[0]), "variant": list(found.alone[1])},
+            "verdict": by_rank.diff_verdict(found),
+        }
+    )
+
+
+def _rank_diff(one: RankDiff) -> dict[str, Any]:
+    return {
+        "rank": one.rank,
+        "baseline": {"path": one.sources[0], "health": one.health[0]},
+        "variant": {"path": one.sources[1], "health": one.health[1]},
+        "differs": one.differs,
+        "changes": [
+            {
+                "range": list(change.path),
+                "metric": change.metric,
+                "per": change.per,
+                "baseline": None if change.baseline is None else _plain(change.baseline),
+                "variant": None if change.variant is None else _plain(change.variant),
+            }
+            for change in one.changes
+        ],
+        "verdict": one.verdict,
+    }
+
+
+def _of_value(value: Value) -> float | int:
+    return _plain(float(value))
 
 
 def check(found: Check, view: View) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tracetool import unprofiled
 from tracetool.checking import Result, unfit
+from tracetool.render import ranks as by_rank
 from tracetool.render import sentences, words
 from tracetool.render.speed import speed_words
 from tracetool.render.tables import SHORT, diff_table, summary_table, top_contributors
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tracetool.checking import Check
     from tracetool.differ import TraceDiff
     from tracetool.metrics import Metric
+    from tracetool.ranks import Ranks, RanksDiff
     from tracetool.render.view import View
     from tracetool.summary import TraceSummary
 
@@ -42,6 +44,26 @@ def summary(found: TraceSummary, view: View) -> str:
     made = top_contributors(found, view, [name for name in table.metrics if name not in ("ops", "h2d_bytes")])
     lines += [f"- {plain(name)}: {plain(text)}" for name, text in made]
     return bounded(lines)
+
+
+def ranks(found: Ranks, view: View) -> str:
+    """The traces of a program's ranks."""
+    del view
+    return _by_rank(by_rank.told(found), by_rank.table(found), by_rank.verdict(found))
+
+
+def ranks_diff(found: RanksDiff, view: View) -> str:
+    """Two runs, rank by rank."""
+    del view
+    return _by_rank(by_rank.diff_told(found), by_rank.diff_table(found), by_rank.diff_verdict(found))
+
+
+def _by_rank(told: Sequence[str], lines: by_rank.Lines, verdict: str) -> str:
+    found = [f"**{plain(words.shorten(verdict, _LONGEST_VERDICT))}**", ""]
+    found += [f"- {plain(words.shorten(sentence, _LONGEST_VERDICT))}" for sentence in told]
+    found += [""] if told else []
+    rows = [[plain(cell) for cell in row] for row in (*lines.rows, *lines.spread)]
+    return bounded([*found, *table_lines([plain(heading) for heading in lines.headings], rows)])
 
 
 def diff(found: TraceDiff, view: View) -> str:

@@ -103,7 +103,9 @@ def summary_table(found: TraceSummary, view: View) -> SummaryTable:
     )
     whole = max(found.value("cpu_ns", "total").tolist(), default=0) if "cpu_ns" in found.metrics else 0
     totals = {name: found.value(name, "total").tolist() for name in metrics}
-    counted = np.any([found.value(name, "total") != 0 for name in found.metrics] or [np.zeros(len(found.paths))], axis=0)
+    counted = np.any(
+        [found.value(name, "total") != 0 for name in found.metrics] or [np.zeros(len(found.paths))], axis=0
+    )
     cpu = found.value("cpu_ns", "total").tolist() if whole else []
     lines: list[RangeLine] = []
     left = 0

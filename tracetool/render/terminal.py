@@ -14,6 +14,7 @@ from tracetool.checking import Result
 from tracetool.differ import Status
 from tracetool.environment import differences
 from tracetool.metrics import Needs
+from tracetool.render import ranks as by_rank
 from tracetool.render import sentences, words
 from tracetool.render.tables import SHORT, diff_table, summary_table, top_contributors
 from tracetool.render.verdict import summary_verdict, verdict_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tracetool.differ import TraceDiff
     from tracetool.health import Health
     from tracetool.metrics import Metric
+    from tracetool.ranks import Ranks, RanksDiff
     from tracetool.render.tables import DiffLine, DiffSection, RangeLine, SummaryTable
     from tracetool.render.view import View
     from tracetool.summary import TraceSummary
@@ -86,6 +88,39 @@ def summary(found: TraceSummary, view: View, *, width: int, colour: bool) -> str
             page.add(Padding(made_by, (0, 0, 0, 2)))
     page.add()
     page.add(Text(words.clean(summary_verdict(found)), style="bold"))
+    if view.command:
+        page.add(view.command, "dim", unbroken=True)
+    return page.text()
+
+
+def ranks(found: Ranks, view: View, *, width: int, colour: bool) -> str:
+    """The traces of a program's ranks: those that stand out, a row for each, the spread."""
+    return _by_rank(by_rank.told(found), by_rank.table(found), by_rank.verdict(found), view, width, colour=colour)
+
+
+def ranks_diff(found: RanksDiff, view: View, *, width: int, colour: bool) -> str:
+    """Two runs, rank by rank."""
+    told, lines = by_rank.diff_told(found), by_rank.diff_table(found)
+    return _by_rank(told, lines, by_rank.diff_verdict(found), view, width, colour=colour)
+
+
+def _by_rank(told: Sequence[str], lines: by_rank.Lines, verdict: str, view: View, width: int, *, colour: bool) -> str:
+    page = _Page(width, colour=colour)
+    for sentence in told:
+        page.add(words.clean(sentence), "yellow")
+    if told:
+        page.add()
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, heading in enumerate(lines.headings):
+        numbers = 0 < number < len(lines.headings) - 1 and bool(lines.spread)
+        drawn.add_column(heading, justify="right" if numbers else "left", overflow="fold")
+    for row in lines.rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    for row in lines.spread:
+        drawn.add_row(*(Text(cell) for cell in row), style="dim")
+    page.add(drawn)
+    page.add()
+    page.add(Text(words.clean(verdict), style="bold"))
     if view.command:
         page.add(view.command, "dim", unbroken=True)
     return page.text()
