@@ -15,7 +15,7 @@ from tracetool.metrics import METRICS
 from .small import Small, healthy
 from .traces import GRAPH, PAGEABLE, PINNED, ROOT, invoke
 
-KINDS = ("summary", "diff", "compare", "health", "metrics", "check")
+KINDS = ("summary", "diff", "compare", "health", "metrics", "check", "ranks", "ranks_diff")
 OPS = 'op_calls["aten::copy_"]'
 
 

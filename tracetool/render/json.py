@@ -119,11 +119,11 @@ def _rank(found: Ranks, one: Rank) -> dict[str, Any]:
 
 
 def ranks_diff(found: RanksDiff, view: View) -> str:
-    """Two runs rank by rank, by `tracetool.ranks-diff/1`."""
+    """Two runs rank by rank, by `tracetool.ranks_diff/1`."""
     del view
     return as_text(
         {
-            "schema": "tracetool.ranks-diff/1",
+            "schema": "tracetool.ranks_diff/1",
             "baseline": found.labels[0],
             "variant": found.labels[1],
             "ranks": [_rank_diff(one) for one in found.ordered],
