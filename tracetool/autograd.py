@@ -60,19 +60,20 @@ def find(events: EventTable) -> AutogradThreads:
 
 
 def _by_flows(events: EventTable) -> AutogradThreads:
-    threads, pids = events.thread.astype(np.int64), events.process_numbers()
+    pids = events.process_numbers()
     starts, ends = events.of(Category.FLOW_START), events.of(Category.FLOW_END)
     starts, ends = (rows[events.correlation[rows] != NO_ID] for rows in (starts, ends))
     if not len(starts):
         return _sorted([])
     both = np.concatenate([starts, ends])
     flows, flow = np.unique(events.correlation[both], return_inverse=True)
-    key = pids[threads[both]] * len(flows) + flow
+    key = pids[events.thread[both]] * len(flows) + flow
     # Of several starts of a flow the last in the file counts.
     order = np.argsort(key[: len(starts)], kind="stable")
     known = key[: len(starts)][order]
     last = np.searchsorted(known, key[len(starts) :], "right") - 1
-    thread, arrival, caller = threads[ends], events.start[ends], threads[starts[order[last]]]
+    thread, arrival = events.thread[ends].astype(np.int64), events.start[ends]
+    caller = events.thread[starts[order[last]]].astype(np.int64)
     led = (known[last] == key[len(starts) :]) & (caller != thread)
     thread, arrival, caller = thread[led], arrival[led], caller[led]
     rank = np.array(_ranks(events), dtype=np.int64)

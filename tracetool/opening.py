@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path as FilePath
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tracetool.summary import Path, TraceSummary
 
 _PATIENCE_S = 1.0
+_AT_A_TIME = 2
 
 
 def summarize_all(paths: Sequence[str], options: dict[str, Any]) -> tuple[list[TraceSummary], list[TraceSummary]]:
@@ -29,10 +31,11 @@ def summarize_all(paths: Sequence[str], options: dict[str, Any]) -> tuple[list[T
     if [*paths, eager_path].count("-") > 1:
         raise SettingError("standard input can be read only once: name a file for the other traces")
     if eager_path is None:
-        return [_summary_of(path, options, None) for path in paths], []
+        return _summaries_of(paths, options, None), []
     eager = _summary_of(eager_path, options, None)
-    launches = "graph_launches" in eager.totals
-    found = [eager if path == eager_path and not launches else _summary_of(path, options, eager) for path in paths]
+    itself = eager_path if "graph_launches" not in eager.totals else None
+    others = iter(_summaries_of([path for path in paths if path != itself], options, eager))
+    found = [eager if path == itself else next(others) for path in paths]
     if not any(one.replays for one in found):
         names = list(dict.fromkeys(one.source for one in found))
         have = "has" if len(names) == 1 else "have"
@@ -42,7 +45,26 @@ def summarize_all(paths: Sequence[str], options: dict[str, Any]) -> tuple[list[T
     return found, [eager]
 
 
-def _summary_of(path: str, options: dict[str, Any], eager: TraceSummary | None) -> TraceSummary:
+def _summaries_of(paths: Sequence[str], options: dict[str, Any], eager: TraceSummary | None) -> list[TraceSummary]:
+    """The summaries of several traces, two at a time: what is compiled, in our reader and in numpy, runs side by side."""
+    if len(paths) < 2 or "-" in paths:
+        return [_summary_of(path, options, eager) for path in paths]
+    from concurrent.futures import ThreadPoolExecutor
+
+    stopped = threading.Event()
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        waiting = [pool.submit(_summary_of, path, options, eager, stopped) for path in paths]
+        try:
+            return [one.result() for one in waiting]
+        except BaseException:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _summary_of(
+    path: str, options: dict[str, Any], eager: TraceSummary | None, stopped: threading.Event | None = None
+) -> TraceSummary:
     from tracetool.chrome import read
     from tracetool.folding import DEFAULT_FOLDS, user_fold
     from tracetool.ranges import range_source
@@ -50,7 +72,7 @@ def _summary_of(path: str, options: dict[str, Any], eager: TraceSummary | None) 
 
     folds = (*DEFAULT_FOLDS, *(user_fold(regex) for regex in options["fold"]))
     sources = [range_source(text) for text in options["ranges_as"]]
-    with _Progress(path) as progress:
+    with _Progress(path, stopped) as progress:
         trace = read(path, progress=progress.show)
         trace = replace(trace, path=printable(path))
         return summarize(trace, ranges_as=sources, folds=folds, ranges_from=eager)
@@ -135,8 +157,9 @@ def printable(text: str) -> str:
 class _Progress:
     """Says on standard error what is being read, once that has taken a second."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, stopped: threading.Event | None) -> None:
         self._path = path
+        self._stopped = stopped
         self._shown = False
 
     def __enter__(self) -> _Progress:
@@ -148,7 +171,9 @@ class _Progress:
             click.echo("\r\x1b[K", nl=False, err=True)
 
     def show(self, read: int) -> None:
-        """Take the number of bytes read so far."""
+        """Take the number of bytes read so far; ends a reading whose result nobody waits for."""
+        if self._stopped is not None and self._stopped.is_set():
+            raise click.Abort
         if time.monotonic() - self._began < _PATIENCE_S:
             return
         if sys.stderr.isatty():
