@@ -31,6 +31,8 @@ EARLIER = -2
 """In place of a range: `(before the window)`."""
 
 _BLOCK = 1 << 16
+_SPARSEST = 8
+"""A table by ids has at most this many places for each id."""
 _COUNTED = (Category.CALL, Category.OP, Category.MEMORY, Category.COMPILE, Category.AUTOTUNE, *DEVICE_WORK)
 
 
@@ -97,16 +99,17 @@ class Work:
 def attribute(events: EventTable, ranges: RangeTable) -> Work:
     """Say of every piece of work where it belongs."""
     steps = _steps(events)
-    rows = events.of(*_COUNTED)
+    rows = events.of(*_COUNTED).astype(np.int32)
     category = events.category[rows]
     device = is_any(category, *DEVICE_WORK)
     thread = events.thread[rows]
-    calls = np.flatnonzero(category == Category.CALL)
+    calls = np.flatnonzero(category == Category.CALL).astype(np.int32)
     holder = np.full(len(rows), -1, dtype=np.int32)
     holder[calls] = _holders(events, rows[calls])
     held = np.flatnonzero(holder >= 0)
     thread[held] = events.thread[holder[held]]
-    host = np.flatnonzero(~device)
+    del held
+    host = np.flatnonzero(~device).astype(np.int32)
     found = np.full(len(rows), EARLIER, dtype=np.int32)
     via = np.zeros(len(rows), dtype=np.bool_)
     step = np.full(len(rows), -1, dtype=np.int32)
@@ -121,8 +124,8 @@ def attribute(events: EventTable, ranges: RangeTable) -> Work:
     owned = np.flatnonzero(owner >= 0)
     for column in (found, via, step, thread):
         column[owned] = column[owner[owned]]
-    nothing = np.zeros(len(rows), dtype=np.bool_)
-    return Work(events, ranges, steps, rows.astype(np.int32), found, thread, via, step, owner, holder, nothing)
+    nothing = np.broadcast_to(np.bool_(False), len(rows))  # one False, seen as many times as there are rows
+    return Work(events, ranges, steps, rows, found, thread, via, step, owner, holder, nothing)
 
 
 def _steps(events: EventTable) -> Steps:
@@ -143,8 +146,16 @@ def _holders(events: EventTable, calls: IntArray) -> IntArray:
     The call runs on that one's thread: the thread that a call itself names goes stale when threads end, and counts
     only where there is no such op. Of several the innermost.
     """
-    holders = events.of(Category.OP, Category.RANGE)
+    holders = events.of(Category.OP, Category.RANGE).astype(np.int32)
     holders = holders[events.external_id[holders] != NO_ID]
+    if (by_id := _ById.of(events.external_id[holders], holders)) is not None:
+        found: IntArray = np.empty(len(calls), dtype=np.int32)
+        for begin in range(0, len(calls), _BLOCK):
+            asked = calls[begin : begin + _BLOCK]
+            only, time = by_id.at(events.external_id[asked]), events.start[asked]
+            inside = (only >= 0) & (events.start[only] <= time) & (time < events.end[only])
+            found[begin : begin + _BLOCK] = np.where(inside, only, -1)
+        return found
     order = np.argsort(events.external_id[holders], kind="stable")
     holders = holders[order]
     ids = events.external_id[holders]
@@ -154,10 +165,6 @@ def _holders(events: EventTable, calls: IntArray) -> IntArray:
     wanted, time = events.external_id[calls], events.start[calls]
     place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
     known = ids[place] == wanted
-    if np.all(ids[1:] != ids[:-1]):
-        only = holders[place]
-        inside = known & (events.start[only] <= time) & (time < events.end[only])
-        return np.where(inside, only, none)
     lane = np.cumsum(np.append(0, ids[1:] != ids[:-1]))
     around = OpenIntervals(lane, events.start[holders], events.end[holders])
     # A lane that no holder is in is where nothing is open.
@@ -171,12 +178,40 @@ def _owners(events: EventTable, rows: IntArray, calls: IntArray, device: IntArra
     if not len(calls):
         return np.full(len(device), -1, dtype=np.int64)
     correlation = events.correlation[rows[calls]]
+    if (by_id := _ById.of(correlation, calls)) is not None:
+        return by_id.at(events.correlation[rows[device]])
     order = order_of(correlation, events.start[rows[calls]], events.end[rows[calls]])
     ids = correlation[order]
     wanted = events.correlation[rows[device]]
     last = np.searchsorted(ids, wanted, "right") - 1
     matches = (last >= 0) & (ids[np.maximum(last, 0)] == wanted) & (wanted != NO_ID)
     return np.where(matches, calls[order[np.maximum(last, 0)]], -1)
+
+
+@dataclass(frozen=True, slots=True)
+class _ById:
+    """Numbers found by ids that are distinct and lie close together, as the profiler counts them."""
+
+    low: int
+    table: IntArray
+
+    @classmethod
+    def of(cls, ids: IntArray, numbers: IntArray) -> _ById | None:
+        """None where two have one id, or where the ids lie too far apart."""
+        if not len(ids):
+            return None
+        low, high = int(ids.min()), int(ids.max())
+        if high - low >= _SPARSEST * len(ids):
+            return None
+        table = np.full(high - low + 1, -1, dtype=np.int32)
+        place = ids - low
+        table[place] = numbers
+        return cls(low, table) if np.array_equal(table[place], numbers) else None
+
+    def at(self, ids: IntArray) -> IntArray:
+        """The number of each id; -1 for none."""
+        known = (ids >= self.low) & (ids < self.low + len(self.table))
+        return np.where(known, self.table[np.where(known, ids - self.low, 0)], -1)
 
 
 class Causes:
@@ -224,8 +259,8 @@ class Causes:
         times = events.start[work.event[self._causes(rows)]]
         # Most ops are around nothing that is asked for here.
         asked = np.sort(times)
-        first = np.searchsorted(asked, events.start[intervals], "left")
-        intervals = intervals[np.searchsorted(asked, events.end[intervals], "left") > first]
+        parts = (intervals[begin : begin + _BLOCK] for begin in range(0, len(intervals), _BLOCK))
+        intervals = np.concatenate([intervals[:0], *(part[_around_any(events, part, asked)] for part in parts)])
         if not len(intervals):
             return np.full(len(rows), -1, dtype=np.int64)
         around = OpenIntervals(
@@ -233,6 +268,13 @@ class Causes:
         )
         found = around.at(work.thread[rows], times)
         return np.where(found >= 0, intervals[found], -1)
+
+
+def _around_any(events: EventTable, rows: IntArray, times: IntArray) -> BoolArray:
+    """Which events are open at one of some sorted times."""
+    first = np.searchsorted(times, events.start[rows], "left")
+    around: BoolArray = np.searchsorted(times, events.end[rows], "left") > first
+    return around
 
 
 def is_source_frame(name: str) -> bool:

@@ -46,7 +46,7 @@ def summarize_all(paths: Sequence[str], options: dict[str, Any]) -> tuple[list[T
 
 
 def _summaries_of(paths: Sequence[str], options: dict[str, Any], eager: TraceSummary | None) -> list[TraceSummary]:
-    """The summaries of several traces, two at a time: what is compiled, in our reader and in numpy, runs side by side."""
+    """The summaries of several traces, two at a time: what is compiled (our reader, numpy) runs side by side."""
     if len(paths) < 2 or "-" in paths:
         return [_summary_of(path, options, eager) for path in paths]
     from concurrent.futures import ThreadPoolExecutor

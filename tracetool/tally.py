@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -263,16 +264,18 @@ def _merged(
     if not len(group):
         return group, device, start, end
     lane: IntArray = group * (int(device.max()) + 1) + device
-    order = order_of(lane, start, end)
-    group, device, start, end = group[order], device[order], start[order], end[order]
+    order: IntArray = np.lexsort((start, lane))
+    # One after the other, so that not all are there twice at once.
     lane = lane[order]
+    start = start[order]
+    end = end[order]
     clock = LaneClock(lane, start, end)
     reach = np.maximum.accumulate(clock.key(lane, end))
     first = np.ones(len(lane), dtype=np.bool_)
     first[1:] = clock.key(lane, start)[1:] > reach[:-1]
     begins = np.flatnonzero(first)
     furthest = np.maximum.reduceat(end, begins)
-    return group[begins], device[begins], start[begins], furthest
+    return group[order[begins]], device[order[begins]], start[begins], furthest
 
 
 # What each metric counts --------------------------------------------------------------------------------------
@@ -393,17 +396,36 @@ def _select_ops(work: Work) -> Iterator[tuple[str, Amounts]]:
     ops = ops[~_is(events, work.event[ops], autograd.is_wrapper(events.names))]
     if not len(ops):
         return
-    of = work.event[ops]
-    start, end = events.start[of], events.end[of]
-    group = work.thread[ops] * (len(work.ranges) + 2) + work.range[ops] + 2
+    group = work.thread[ops].astype(np.int64) * (len(work.ranges) + 2) + work.range[ops] + 2
+    outer = [ops[part][_outermost(events, work.event[ops[part]], group[part])] for part in _parts(group)]
+    yield "ops", _ones(np.sort(np.concatenate(outer)))
+
+
+_MOST_AT_ONCE = 1 << 20
+
+
+def _parts(group: IntArray) -> Iterator[IntArray]:
+    """All places, whole groups together, in parts that keep what is needed on the way small beside the trace."""
+    if len(group) <= _MOST_AT_ONCE:
+        yield np.arange(len(group))
+        return
+    edges = np.arange(0, len(group), _MOST_AT_ONCE)
+    lows = np.unique(np.partition(group, edges)[edges])
+    for low, high in itertools.pairwise([*lows.tolist(), int(group.max()) + 1]):
+        yield np.flatnonzero((group >= low) & (group < high))
+
+
+def _outermost(events: EventTable, rows: IntArray, group: IntArray) -> IntArray:
+    """Which events are in no other one of their group, as places in the columns given."""
+    start, end = events.start[rows], events.end[rows]
     order = order_of(group, start, end)
     group, start, end = group[order], start[order], end[order]
     lane = np.cumsum(np.append(False, group[1:] != group[:-1]))
     reach = LaneClock(lane, start, end).key(lane, end)
-    outer = np.ones(len(ops), dtype=np.bool_)
-    outer[1:] = np.maximum.accumulate(reach)[:-1] < reach[1:]
+    outer = np.ones(len(rows), dtype=np.bool_)
     # The first of a lane is outermost whatever lies in other lanes, whose keys are all smaller.
-    yield "ops", _ones(np.sort(ops[order[outer]]))
+    outer[1:] = np.maximum.accumulate(reach)[:-1] < reach[1:]
+    return order[outer]
 
 
 def _select_memory(work: Work) -> Iterator[tuple[str, Amounts]]:
