@@ -7,6 +7,7 @@ import re
 import pytest
 
 import tracetool
+from tracetool.chrome import quick
 from tracetool.errors import TraceReadError
 
 from .traces_by_hand import (
@@ -33,6 +34,18 @@ COUNTED = {
 }
 TEXT = to_json(trace(*GOOD))
 PLACE = "<here>"
+
+
+@pytest.fixture(autouse=True, params=["compiled", "python"])
+def way(request, monkeypatch):
+    """Each case is read by the compiled part, where there is one, and without it."""
+    monkeypatch.setenv(quick.WITHOUT, "1" if request.param == "python" else "")
+    quick.library.cache_clear()
+    if request.param == "compiled" and quick.library() is None:
+        pytest.skip("tracetool is installed without its compiled reader")
+    yield
+    monkeypatch.undo()
+    quick.library.cache_clear()
 
 
 def counts(content):

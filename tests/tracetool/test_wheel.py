@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -51,6 +52,14 @@ def test_the_wheel_holds_all_of_tracetool(wheel):
     assert {name for name in wheel if name.startswith("tracetool/")} == ours
     assert "tracetool/py.typed" in ours
     assert {f"tracetool/schemas/{kind}-1.json" for kind in ("summary", "diff", "health", "metrics")} <= ours
+
+
+def test_the_wheel_is_for_a_platform_where_it_holds_the_compiled_reader(wheel):
+    (about,) = [text.decode() for name, text in wheel.items() if name.endswith(".dist-info/WHEEL")]
+    compiled = "tracetool/chrome/_quick.so" in wheel
+    assert compiled == (shutil.which("cc") is not None)
+    assert ("Tag: py3-none-any" in about) != compiled
+    assert ("Root-Is-Purelib: true" in about) != compiled
 
 
 def test_the_wheel_has_the_script_and_light_requirements(wheel):
