@@ -17,7 +17,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 _SOURCE = "tracetool/chrome/quick.c"
-_LIBRARY = "tracetool/chrome/_quick.so"
+_LIBRARY = "tracetool/chrome/quick.compiled"
 _FLAGS = ("-O3", "-std=c11", "-shared", "-fPIC", "-fvisibility=hidden")
 
 
@@ -29,7 +29,7 @@ class CompileQuick(BuildHookInterface[Any]):
         if self.target_name != "wheel":
             return
         root = Path(self.root)
-        if not compiled(root / _SOURCE, root / _LIBRARY):
+        if not compile_library(root / _SOURCE, root / _LIBRARY):
             self.app.display_warning("tracetool is installed without its compiled reader: large traces take longer")
             return
         build_data["artifacts"].append(f"/{_LIBRARY}")
@@ -37,7 +37,7 @@ class CompileQuick(BuildHookInterface[Any]):
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
 
-def compiled(source: Path, library: Path) -> bool:
+def compile_library(source: Path, library: Path) -> bool:
     """Compile a library of one file; says whether that worked. A library that is in use is replaced, not written to."""
     compiler = shlex.split(os.environ.get("CC") or "cc")
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:

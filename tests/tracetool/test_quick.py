@@ -305,8 +305,8 @@ def test_without_it_python_reads(monkeypatch):
 
 
 def test_a_library_that_cannot_be_loaded_is_done_without(monkeypatch, tmp_path):
-    (tmp_path / "_quick.so").write_bytes(b"no library")
-    monkeypatch.setattr(quick, "LIBRARY", tmp_path / "_quick.so")
+    (tmp_path / "quick.compiled").write_bytes(b"no library")
+    monkeypatch.setattr(quick, "LIBRARY", tmp_path / "quick.compiled")
     quick.library.cache_clear()
     assert quick.library() is None
     monkeypatch.undo()

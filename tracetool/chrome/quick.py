@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tracetool.events import IntArray
 
-LIBRARY = Path(__file__).with_name("_quick.so")
+LIBRARY = Path(__file__).with_name("quick.compiled")
 WITHOUT = "TRACETOOL_PURE_PYTHON"
 """Set this in the environment to do without the compiled part."""
 
