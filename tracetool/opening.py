@@ -96,9 +96,9 @@ def ranks_of(arguments: Sequence[str], options: dict[str, Any], view: View) -> t
     for source in _distinct(arguments):
         [found], _ = summarize_all([source], options)
         paths.update(dict.fromkeys(found.paths))
-        rows.append(
-            sharing(rank_row(found, rank_of(found.metadata, source), view.shows, chosen=bool(view.patterns)), rows)
-        )
+        rank = rank_of(found.metadata, source)
+        one = rank_row(found, rank, view.shows, chosen=bool(view.patterns), metrics=view.metrics)
+        rows.append(sharing(one, rows))
         del found
         check_distinct((one.rank, one.source) for one in rows)
     return Ranks(rows, columns_of([one.totals for one in rows], view.metrics), view.per), list(paths)

@@ -19,7 +19,7 @@ _TORCH_ENDINGS = (".pt.trace.json", ".pt.trace.json.gz")
 _BY_NAME = (
     re.compile(r"rank[-_.=]?(\d+)", re.IGNORECASE),
     re.compile(r"(?<![a-z])(?:r|gpu|device|worker)[-_.=]?(\d+)(?![a-z])", re.IGNORECASE),
-    re.compile(r"(?<![\d])(\d{1,6})$"),
+    re.compile(r"(?:^|[-_.])(\d{1,6})$"),
 )
 
 

@@ -60,8 +60,14 @@ class Rank:
         return self.source if self.rank is None else f"rank {self.rank}"
 
 
-def rank_row(found: TraceSummary, rank: int | None, shows: Callable[[Path], bool], *, chosen: bool) -> Rank:
-    """Reduce a summary to what its row needs; `chosen` says that `shows` leaves ranges out of the totals too."""
+def rank_row(
+    found: TraceSummary, rank: int | None, shows: Callable[[Path], bool], *, chosen: bool, metrics: Sequence[str] = ()
+) -> Rank:
+    """Reduce a summary to what its row needs.
+
+    `chosen` says that `shows` leaves ranges out of the totals too; `metrics` are the counts that ranks may differ in,
+    all where none is named.
+    """
     shown = [shows(path) for path in found.paths]
     names = [name for name in found.metrics if name != "calls"]
     totals = found.totals
@@ -71,7 +77,7 @@ def rank_row(found: TraceSummary, rank: int | None, shows: Callable[[Path], bool
     counts = {
         (path, name): value
         for name in (*names, *(["calls"] if "calls" in found.metrics else []))
-        if METRICS[name].exact
+        if METRICS[name].exact and (not metrics or name in metrics)
         for path, value, here in zip(found.paths, found.value(name, "total").tolist(), shown, strict=True)
         if value and here
     }

@@ -56,7 +56,8 @@ def as_json(*arguments):
         ({}, "step5_of_worker1.json", 1),
         ({}, "before.json", None),
         ({}, "host_1234567890.json", None),
-        ({}, "h100.json", 100),
+        ({}, "h100.json", None),
+        ({}, "0.json", 0),
     ],
 )
 def test_the_rank_is_what_the_trace_says_else_what_its_name_does(metadata, name, rank):
