@@ -31,7 +31,7 @@ from tracetool.options import (
 )
 from tracetool.output import check_target
 from tracetool.perfetto_commands import merge, open_traces
-from tracetool.presenting import FAILED, INTERRUPTED, emit, exit_code_of, fail, view_of
+from tracetool.presenting import FAILED, INTERRUPTED, emit, exit_code_of, fail, uncollected, view_of
 from tracetool.reporting import check_report, html_option, write_report
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def summary(
     **options: Any,
 ) -> None:
     """Count the work of each range of TRACE (- is standard input); of several, a folder or a pattern: of each rank."""
+    context.with_resource(uncollected())
     check_target(output, force=force)
     view = view_of(options)
     if several(traces):
@@ -117,6 +118,7 @@ def diff(
     from tracetool.differ import Per
     from tracetool.differ import diff as compare
 
+    context.with_resource(uncollected())
     check_target(output, force=force)
     check_report(html, output, force=force)
     view = view_of(options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import shutil
 import sys
@@ -12,7 +14,7 @@ import click
 from tracetool.output import write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from tracetool.render.view import View
@@ -28,6 +30,18 @@ def fail(message: str, code: int) -> int:
     """Say why a command fails, on standard error; the code, for it to be returned."""
     click.echo(f"tracetool: {message}", err=True)
     return code
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's search for garbage: what a short command makes lives as long as it does."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class StatusLine:
