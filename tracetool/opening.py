@@ -157,7 +157,7 @@ def printable(text: str) -> str:
 class _Progress:
     """Says on standard error what is being read, once that has taken a second."""
 
-    def __init__(self, path: str, stopped: threading.Event | None) -> None:
+    def __init__(self, path: str, stopped: threading.Event | None = None) -> None:
         self._path = path
         self._stopped = stopped
         self._shown = False
