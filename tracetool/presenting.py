@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import shutil
@@ -32,9 +33,22 @@ def fail(message: str, code: int) -> int:
     return code
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_KEPT = 32 << 20
+_MOST_KEPT = 128 << 20
+
+
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Without Python's search for garbage: what a short command makes lives as long as it does."""
+    """For a short command: without Python's search for garbage, and with freed memory kept for the next array.
+
+    By default glibc gives the memory of each array back to the system and takes it anew: a fifth of the time that a
+    summary of a million events takes. Other C libraries are left as they are.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+        mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -259,7 +259,7 @@ def main() -> None:
         if "stacks" in chosen.only:
             stacks(folder, chosen.events, chosen.rounds)
         if "shapes" in chosen.only:
-            shapes(folder, chosen.events * 3 // 20, chosen.rounds)
+            shapes(folder, chosen.events * 3 // 10, chosen.rounds)
         if "growing" in chosen.only:
             paths = {events: million}
             for times in (3, chosen.largest):
