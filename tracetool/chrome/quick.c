@@ -1,7 +1,7 @@
 /* Events of a Chrome trace from JSON text to columns: the quick way for what profilers write.
 
    It takes nothing that the strict decoder of `decode.py` would not take, and says of everything that it does not know
-   for sure (an escape like \u00e9 in a name, a time with four decimals, a float for an id, invalid JSON) that it is
+   for sure (an escape like \u00e9 in a name, a time with an exponent, a float for an id, invalid JSON) that it is
    odd: the caller then decodes from that event on in Python, which is the reference. What categories mean is told by
    the caller, in bits; nothing here knows Kineto. */
 
@@ -34,6 +34,7 @@ enum {
 #define LARGEST ((int64_t)1 << 62)
 #define LARGEST_AMOUNT ((int64_t)1 << 53)
 #define DEEPEST 64
+#define MOST_LEFT 30 /* digits that are finer than a tenth of a nanosecond */
 #define NOT_READ (-1)
 #define NO_CATEGORY (-2)
 
@@ -400,7 +401,7 @@ static inline text take(scan *s, text p, value *v) {
     return skip(s, p, 1);
 }
 
-/* Decimal microseconds with at most 3 decimals to nanoseconds; anything else is 'o'. */
+/* Decimal microseconds to nanoseconds, what is finer rounded half to even; anything else (an exponent, a sign) is odd. */
 static inline text take_time(scan *s, text p, value *v) {
     text end = s->end, first = p;
     uint64_t found = 0;
@@ -411,6 +412,11 @@ static inline text take_time(scan *s, text p, value *v) {
         if (*p == '.') {
             for (p++; p < end && decimals < 3 && digit(*p); decimals++) found = found * 10 + (uint64_t)(*p++ - '0');
             if (!decimals) p = end;
+            if (p < end && digit(*p)) {
+                int first_left = *p++ - '0', more = 0, left = 0;
+                for (; p < end && left < MOST_LEFT && digit(*p); left++) more |= *p++ != '0';
+                found += first_left > 5 || (first_left == 5 && (more || (found & 1)));
+            }
         }
         if (p < end && !digit(*p) && (*p | 32) != 'e' && *p != '.') {
             for (; decimals < 3; decimals++) found *= 10;
