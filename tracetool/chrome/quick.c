@@ -401,7 +401,7 @@ static inline text take(scan *s, text p, value *v) {
     return skip(s, p, 1);
 }
 
-/* Decimal microseconds to nanoseconds, what is finer rounded half to even; anything else (an exponent, a sign) is odd. */
+/* Decimal microseconds to nanoseconds, what is finer rounded half to even; else (an exponent, a sign) it is odd. */
 static inline text take_time(scan *s, text p, value *v) {
     text end = s->end, first = p;
     uint64_t found = 0;
