@@ -15,6 +15,12 @@ from .small import Small
 from .traces import PAGEABLE, ROOT, invoke
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """Room for paths of any length in one line."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+
 def program(*, launches=2, us=10.0, wait=5.0, **metadata):
     """Two steps of a forward range with `launches` kernels of `us` and a collective that waits."""
     trace = Small(**metadata)
