@@ -160,7 +160,7 @@ def parse_toml(text: str, source: str) -> list[Budget]:
     """
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise BudgetError(f"{source} is not TOML: {error}") from None
     project = "tool" in content or "project" in content
     if project:

@@ -18,7 +18,7 @@ import numpy as np
 
 from tracetool.chrome.mend import mend
 from tracetool.chrome.source import open_bytes
-from tracetool.differ import Status
+from tracetool.differ import Status, add_outer
 from tracetool.errors import SettingError, TraceReadError
 from tracetool.folding import STEP
 
@@ -358,7 +358,9 @@ def _changed(found: TraceDiff, side: int) -> list[DiffRow]:
         for row in found.rows
         if (row.status if not side else row.fate(side - 1)) is not Status.SAME and row.path[-1] != STEP
     ]
-    outer = {row.path[:depth] for row in changed for depth in range(1, len(row.path))}
+    outer: set[tuple[str, ...]] = set()
+    for row in changed:
+        add_outer(row.path, outer)
     return [row for row in changed if row.path not in outer]
 
 

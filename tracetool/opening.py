@@ -76,8 +76,11 @@ class _Progress:
         """Take the number of bytes read so far."""
         if time.monotonic() - self._began < _PATIENCE_S:
             return
+        from tracetool.render.words import harmless
+
+        name = harmless(self._path)
         if sys.stderr.isatty():
-            click.echo(f"\rreading {self._path}: {read >> 20:,} MiB", nl=False, err=True)
+            click.echo(f"\rreading {name}: {read >> 20:,} MiB", nl=False, err=True)
         elif not self._shown:
-            click.echo(f"reading {self._path} ...", err=True)
+            click.echo(f"reading {name} ...", err=True)
         self._shown = True

@@ -51,6 +51,7 @@ def open_traces(
     The trace is served on 127.0.0.1 until its page is closed or this command is interrupted. The UI comes from
     ui.perfetto.dev; the trace itself stays on this machine.
     """
+    from tracetool.render.words import harmless
     from tracetool.viewer import Viewer
 
     _check_inputs(traces)
@@ -66,7 +67,7 @@ def open_traces(
         trace, title = merged.text, " vs ".join(side.label for side in found.sides)
         place = _merged_place(found, merged, pattern)
     with Viewer(trace, title, place, offline=offline) as viewer:
-        click.echo(f"{title}: {viewer.address} (until its page is closed, or Ctrl-C)")
+        click.echo(f"{harmless(title)}: {viewer.address} (until its page is closed, or Ctrl-C)")
         sys.stdout.flush()
         if not no_browser and not webbrowser.open(viewer.address):
             click.echo("no browser could be started; open the address in one", err=True)

@@ -26,7 +26,9 @@ _WIDTH_OF_FILES = 120
 
 def fail(message: str, code: int) -> int:
     """Say why a command fails, on standard error; the code, for it to be returned."""
-    click.echo(f"tracetool: {message}", err=True)
+    from tracetool.render.words import harmless
+
+    click.echo(f"tracetool: {harmless(message)}", err=True)
     return code
 
 
@@ -45,7 +47,9 @@ class StatusLine:
     def show(self, text: str) -> None:
         """Put this in the place of what was shown before."""
         if self._shown:
-            click.echo(f"\r\x1b[K{text}", nl=False, err=True)
+            from tracetool.render.words import harmless
+
+            click.echo(f"\r\x1b[K{harmless(text)}", nl=False, err=True)
 
 
 def view_of(options: dict[str, Any]) -> View:

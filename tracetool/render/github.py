@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from tracetool.checking import unfit
-from tracetool.render import sentences
+from tracetool.render import sentences, words
 
 if TYPE_CHECKING:
     from tracetool.checking import Check, Outcome
@@ -49,7 +49,8 @@ def _command(level: str, message: str, **properties: str) -> str:
 
 
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    lines = [words.harmless(line).replace("%", "%25") for line in text.replace("\r\n", "\n").split("\n")]
+    return "%0A".join(lines)
 
 
 def _property(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -91,7 +92,21 @@ def path_text(path: Sequence[str]) -> str:
 
 def clean(text: str) -> str:
     """A name on one line, without characters that would steer a terminal (names in traces hold anything)."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
+    return harmless(" ".join(text.split()))
+
+
+def harmless(text: str) -> str:
+    """A text as it is, on one line, but without characters that would steer a terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def to_type(command: Sequence[str]) -> str:
+    """A command of tracetool's as one would type it; empty where nobody can.
+
+    What came through a pipe cannot be read again, and control characters, as names of files may hold, cannot be typed.
+    """
+    text = shlex.join(["tracetool", *command])
+    return "" if "-" in command or _CONTROL.search(text) else text
 
 
 def shorten(text: str, width: int) -> str:
