@@ -82,8 +82,12 @@ class _Kinds(dict[str | None, int]):
 class _Numbers(dict[Any, int]):
     """Numbers things in the order in which they are first met."""
 
+    bytes = 0
+    """What the things take, roughly."""
+
     def __missing__(self, thing: object) -> int:
         number = self[thing] = len(self)
+        self.bytes += _THING_BYTES + (len(thing) if isinstance(thing, str) else 0)
         return number
 
 
@@ -96,6 +100,7 @@ _COLUMNS: dict[str, type[np.generic]] = {
     "correlation": np.int64,
     "external_id": np.int64,
 }
+_THING_BYTES = 160
 _ROWS = 1 << 14
 _GROWTH = 8
 _SPARSE = ("bytes", "held_bytes", "on_device", "collective_bytes", "line", "cache_hit")
@@ -144,9 +149,14 @@ class ColumnBuilder:
         self._names = _Numbers()
         self._threads = _Numbers()
         self._thread_names: dict[tuple[Any, Any], str] = {}
-        self._rows = 0
+        self.rows = 0
         self._columns = {name: _Column(dtype) for name, dtype in _COLUMNS.items()}
         self._sparse: dict[str, list[tuple[IntArray, IntArray]]] = {name: [] for name in _SPARSE}
+
+    @property
+    def names_bytes(self) -> int:
+        """What names and threads take, roughly."""
+        return self._names.bytes + self._threads.bytes
 
     def add(self, events: list[Event]) -> None:
         """Take the events of one chunk, in the order of the file."""
@@ -176,8 +186,8 @@ class ColumnBuilder:
             self._columns[title].extend(column.values if numbers is None else numbers[column.values])
         for kind, parts in later._sparse.items():
             for rows, values in parts:
-                self._sparse[kind].append((rows + self._rows, names[values] if kind == "line" else values))
-        self._rows += later._rows
+                self._sparse[kind].append((rows + self.rows, names[values] if kind == "line" else values))
+        self.rows += later.rows
 
     def table(self) -> EventTable:
         """All that was collected. The builder is empty afterwards."""
@@ -242,7 +252,7 @@ class ColumnBuilder:
         for name, column in columns.items():
             self._columns[name].extend(column)
         self._take_sparse(args, kind)
-        self._rows += len(events)
+        self.rows += len(events)
 
     def _take_sparse(self, args: list[Args], kind: Kinds) -> None:
         sized = np.flatnonzero(is_any(kind, Category.MEMCPY, Category.MEMSET, Category.MEMORY))
@@ -276,7 +286,7 @@ class ColumnBuilder:
         here = values != NO_ID
         if here.any():
             pieces = self._sparse[name]
-            pieces.append((rows[here] + self._rows, values[here]))
+            pieces.append((rows[here] + self.rows, values[here]))
 
     def _correlations(self, events: list[Event], args: list[Args], kind: Kinds) -> IntArray:
         out = np.full(len(args), NO_ID, dtype=np.int64)

@@ -16,6 +16,7 @@ from tracetool.chrome.source import open_bytes
 from tracetool.chrome.stream import EventReader, Text
 from tracetool.errors import TraceReadError
 from tracetool.events import ReadReport, Trace
+from tracetool.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,7 @@ def read(
     chunk_bytes: int = CHUNK_BYTES,
     split_at: int | None = None,
     progress: Callable[[int], object] | None = None,
+    limits: Limits | None = None,
 ) -> Trace:
     """Read a Chrome trace.
 
@@ -39,15 +41,18 @@ def read(
         split_at: the byte of JSON near which a second process takes over, 0 for none; by default the middle of a
             large file where there is a second core. The result does not depend on it.
         progress: called with the number of bytes of JSON read so far, after each chunk.
+        limits: beyond which a file is refused; by default those of the environment.
 
     Raises:
-        TraceReadError: there is no such file, or it holds no Chrome trace.
+        TraceReadError: there is no such file, it holds no Chrome trace, or more than the limits.
+        SettingError: the environment sets a limit that is none.
     """
+    limits = limits or Limits.of_environment()
     try:
         with open_bytes(path) as source:
             middle = halves.middle_of(path) if split_at is None else split_at
             with halves.second_half(path, middle, chunk_bytes) as helper:
-                return _TraceReader(path, Text(source, chunk_bytes, progress), helper).read()
+                return _TraceReader(path, Text(source, chunk_bytes, progress, limits), helper).read()
     except NoEventsError as error:
         raise TraceReadError(f"{path} {error}") from None
     except _UNREADABLE as error:
@@ -94,7 +99,7 @@ class _TraceReader:
         while (begin := scanner.find(text.buffer)) is None:
             if text.ended:
                 raise NoEventsError(_why_no_events(text))
-            text.grow()
+            text.double()
         head = bytes(text.buffer[:begin]).removeprefix(BOM)
         text.drop(begin)
         return head

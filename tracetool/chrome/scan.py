@@ -15,6 +15,8 @@ _FOLLOWS_KEY = re.compile(rb"\s*(?:([^\s:])|:\s*(\S))")
 _LIKELY_SPLIT = re.compile(rb"\}\s*(,)\s*\{")
 _LIKELY_END = re.compile(rb"\}\s*(?:,\s*\{|\])")
 _CANDIDATES = 3
+MOST_MARKS = 4_000_000
+"""Texts, brackets and commas of one event: each takes a moment, and none of a profiler's has a thousand."""
 BOM = b"\xef\xbb\xbf"
 _TAIL = 1 << 13
 
@@ -122,12 +124,16 @@ def closes(text: bytes) -> bool:
 
 
 def _outermost(text: bytes | bytearray, begin: int) -> Iterator[tuple[int, bytes]]:
-    depth = 0
+    depth = marks = 0
     for match in _BRACKETS_AND_COMMAS.finditer(text, begin):
         token = match.group()
         if token == b'"':
             return
+        marks += 1
+        if marks > MOST_MARKS:
+            raise NoEventsError(f"has one event of more than {MOST_MARKS:,} values, which is refused")
         if depth == 0 and token in (b",", b"]"):
+            marks = 0
             yield match.start(), token
             if token == b"]":
                 return
