@@ -17,10 +17,11 @@ import msgspec
 import numpy as np
 
 from tracetool.chrome.mend import mend
-from tracetool.chrome.source import open_bytes
+from tracetool.chrome.source import read_whole
 from tracetool.differ import Status, add_outer
 from tracetool.errors import SettingError, TraceReadError
 from tracetool.folding import STEP
+from tracetool.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Event = dict[str, Any]
 Key = tuple[Any, Any]
 
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _MOST_COUNTERS = 12
 _COUNTED = {"launches": ("kernel_launches", "graph_launches"), "copies": ("copies",)}
 _PASSED = frozenset("iIRCbneBE")
@@ -60,16 +62,22 @@ def raw_events(path: str) -> list[Event]:
     """All events of a trace as its file has them.
 
     Raises:
-        TraceReadError: it has none.
+        TraceReadError: it has none, or is too large to be held whole.
+        SettingError: the environment sets a limit that is none.
     """
-    with open_bytes(path) as file:
-        text = file.read()
+    limits = Limits.of_environment()
+    text = read_whole(path, limits.merge_bytes)
+    if len(text) > limits.merge_bytes:
+        raise TraceReadError(
+            f"{path} has more than {limits.max_merge_mib:,} MiB of JSON, which is not merged: "
+            "TRACETOOL_MAX_MERGE_MIB sets another limit"
+        )
     try:
         whole = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _NOT_JSON:
         try:
             whole = msgspec.json.decode(mend(text)[0])
-        except msgspec.DecodeError as error:
+        except _NOT_JSON as error:
             raise TraceReadError(f"{path} is cut off or no JSON, and cannot be merged: {error}") from None
     events = whole.get("traceEvents") if isinstance(whole, dict) else whole
     if not isinstance(events, list):

@@ -23,15 +23,15 @@ def check_target(target: Path | None, *, force: bool) -> None:
             raise OutputError(f"{target} is a directory; name a file in it")
         if not target.parent.is_dir():
             raise OutputError(f"{target} cannot be written: there is no folder {target.parent}; make it first")
-        if target.exists() and not _is_stream(target) and not force:
+        if target.exists() and not is_stream(target) and not force:
             raise OutputError(f"{target} exists already; --force overwrites it")
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error.strerror}") from None
 
 
-def _is_stream(target: Path) -> bool:
-    """Whether it is a device or a pipe, like /dev/null: it is written to and never replaced."""
-    return target.exists() and not target.is_file()
+def is_stream(target: Path) -> bool:
+    """Whether it is a device or a pipe, like /dev/null: never replaced, and read only once."""
+    return target.exists() and not target.is_file() and not target.is_dir()
 
 
 def write(text: str, target: Path | None) -> None:
@@ -54,7 +54,7 @@ def write_bytes(content: bytes, target: Path) -> None:
     """
     try:
         target = target.resolve()  # a link stays, and what it points to is replaced
-        if _is_stream(target):
+        if is_stream(target):
             target.write_bytes(content)
             return
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:

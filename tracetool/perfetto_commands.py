@@ -11,7 +11,7 @@ import click
 
 from tracetool.errors import OutputError, SettingError
 from tracetool.options import TRACE, labels_option, target_option
-from tracetool.output import check_target, write_bytes
+from tracetool.output import check_target, is_stream, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,6 +107,8 @@ def merge(
 def _check_inputs(paths: Sequence[str]) -> None:
     if "-" in paths:
         raise SettingError("standard input cannot be shown: its events are read more than once; name a file")
+    if (pipe := next((path for path in paths if is_stream(Path(path))), None)) is not None:
+        raise SettingError(f"{pipe} is a pipe or a device: its events are read more than once; name a file")
 
 
 def _summary(path: str) -> TraceSummary:

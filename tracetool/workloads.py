@@ -150,7 +150,7 @@ def _offered(source: str, thing: Any) -> Iterable[Workload]:
 def _named_in(project: Path) -> list[str]:
     try:
         settings = tomllib.loads(project.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingError(f"{project} cannot be read: {error}") from None
     tool = settings.get("tool")
     ours = tool.get("tracetool") if isinstance(tool, dict) else None

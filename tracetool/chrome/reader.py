@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from isal.igzip_lib import IsalError
 
 from tracetool.chrome import halves
 from tracetool.chrome.mend import mend
 from tracetool.chrome.scan import BOM, HeadScanner, NoEventsError, closes
-from tracetool.chrome.source import open_bytes
+from tracetool.chrome.source import UNREADABLE, open_bytes
 from tracetool.chrome.stream import EventReader, Text
 from tracetool.errors import TraceReadError
 from tracetool.events import ReadReport, Trace
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CHUNK_BYTES = 1 << 20
-_UNREADABLE: tuple[type[Exception], ...] = (zlib.error, cast("type[Exception]", IsalError), OSError, MemoryError)
 
 
 def read(
@@ -55,7 +52,7 @@ def read(
                 return _TraceReader(path, Text(source, chunk_bytes, progress, limits), helper).read()
     except NoEventsError as error:
         raise TraceReadError(f"{path} {error}") from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise TraceReadError(f"{path} cannot be read: {error or 'out of memory'}") from None
 
 

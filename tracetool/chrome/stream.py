@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from tracetool.chrome.decode import Event
 
+
 class Helper(Protocol):
     """Somebody who reads the events that follow the end of one near `position` (a byte of the JSON)."""
 
