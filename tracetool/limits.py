@@ -22,12 +22,15 @@ class Limits:
         max_names_mib: of distinct names, threads and lines of one trace.
         max_piece_mib: of JSON in one event, or in all that stands before the events or after them; decoded it takes up
             to twenty times as much.
+        max_paths_mib: of the paths of ranges, each with all names from the outermost on: what a thousand names within
+            each other take is a thousand times a thousand.
         max_merge_mib: of JSON in one trace that is merged, which takes some six times as much.
     """
 
     max_events: int = 100_000_000
     max_names_mib: int = 2048
     max_piece_mib: int = 32
+    max_paths_mib: int = 512
     max_merge_mib: int = 1024
 
     @classmethod
@@ -49,6 +52,11 @@ class Limits:
     def piece_bytes(self) -> int:
         """`max_piece_mib` in bytes."""
         return self.max_piece_mib * _MIB
+
+    @property
+    def paths_bytes(self) -> int:
+        """`max_paths_mib` in bytes."""
+        return self.max_paths_mib * _MIB
 
     @property
     def merge_bytes(self) -> int:

@@ -24,6 +24,7 @@ import itertools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tracetool import measuring
@@ -256,7 +257,12 @@ def _unescaped(text: str) -> str:
 
 
 def _path_text(path: Path) -> str:
-    return "/".join(re.sub(r"[/*]", r"\\\g<0>", _escaped(name)) for name in path)
+    return "/".join(map(_name_text, path))
+
+
+@lru_cache(maxsize=4096)
+def _name_text(name: str) -> str:
+    return re.sub(r"[/*]", r"\\\g<0>", _escaped(name))
 
 
 def _path(text: str) -> Path:

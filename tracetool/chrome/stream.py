@@ -168,12 +168,12 @@ class EventReader:
                 text.drop(taken.end)
                 if taken.closed:
                     return True
-            if text.ended:
+            if taken is None and text.ended:
                 self._take_last()
                 return False
             if taken is None:
                 text.double()
-            else:
+            elif not text.ended:
                 text.grow()
 
     def _add(self, events: list[Event]) -> None:
