@@ -13,6 +13,7 @@ import click
 from tracetool.capturing.options import DEFAULT_ACTIVE, window_of
 from tracetool.errors import CaptureError, SettingError, TracetoolError
 from tracetool.options import target_option
+from tracetool.output import harmless
 from tracetool.presenting import INTERRUPTED, StatusLine, fail
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def _print_traceback(error: Exception) -> None:
 
 def _report(one: Capture) -> int:
     """Say what was captured; the exit code of a trace that is not to be believed."""
-    from tracetool.render.words import harmless, to_type
+    from tracetool.render.words import to_type
 
     result = one.result
     if result is None:

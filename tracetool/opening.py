@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tracetool.errors import SettingError
+from tracetool.output import harmless
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,8 +77,6 @@ class _Progress:
         """Take the number of bytes read so far."""
         if time.monotonic() - self._began < _PATIENCE_S:
             return
-        from tracetool.render.words import harmless
-
         name = harmless(self._path)
         if sys.stderr.isatty():
             click.echo(f"\rreading {name}: {read >> 20:,} MiB", nl=False, err=True)

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
 
 from tracetool.errors import OutputError
+
+STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
+"""Characters that would steer a terminal: names of files and in traces hold anything."""
+
+
+def harmless(text: str) -> str:
+    """A text as it is, but on one line and without characters that would steer a terminal."""
+    return STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def check_target(target: Path | None, *, force: bool) -> None:

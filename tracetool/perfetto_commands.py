@@ -11,7 +11,7 @@ import click
 
 from tracetool.errors import OutputError, SettingError
 from tracetool.options import TRACE, labels_option, target_option
-from tracetool.output import check_target, is_stream, write_bytes
+from tracetool.output import check_target, harmless, is_stream, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +51,6 @@ def open_traces(
     The trace is served on 127.0.0.1 until its page is closed or this command is interrupted. The UI comes from
     ui.perfetto.dev; the trace itself stays on this machine.
     """
-    from tracetool.render.words import harmless
     from tracetool.viewer import Viewer
 
     _check_inputs(traces)

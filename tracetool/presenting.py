@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracetool.output import write
+from tracetool.output import harmless, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,8 +26,6 @@ _WIDTH_OF_FILES = 120
 
 def fail(message: str, code: int) -> int:
     """Say why a command fails, on standard error; the code, for it to be returned."""
-    from tracetool.render.words import harmless
-
     click.echo(f"tracetool: {harmless(message)}", err=True)
     return code
 
@@ -47,8 +45,6 @@ class StatusLine:
     def show(self, text: str) -> None:
         """Put this in the place of what was shown before."""
         if self._shown:
-            from tracetool.render.words import harmless
-
             click.echo(f"\r\x1b[K{harmless(text)}", nl=False, err=True)
 
 

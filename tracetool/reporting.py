@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tracetool.errors import SettingError
-from tracetool.output import check_target, write
+from tracetool.output import check_target, harmless, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,7 +58,7 @@ def write_report(found: TraceDiff, target: Path, command: Sequence[str], notes: 
         notes: sentences for its top.
     """
     from tracetool.render.report.page import Extras, report
-    from tracetool.render.words import harmless, to_type
+    from tracetool.render.words import to_type
 
     breakdowns, why_not = _breakdowns(found)
     extras = Extras(command=to_type(command), notes=notes, breakdowns=breakdowns, no_breakdown=why_not)

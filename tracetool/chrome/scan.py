@@ -48,7 +48,7 @@ class HeadScanner:
             if text[begin : begin + 1] == b"[":
                 return begin
             if text[begin : begin + 1] != b"{":
-                raise NoEventsError("is not JSON: a trace begins with { or [")
+                raise NoEventsError(_why_not_json(text))
             self._depth, self._position = 1, begin + 1
         for token in _BRACKETS.finditer(text, self._position):
             found = token.group()
@@ -67,6 +67,14 @@ class HeadScanner:
                 raise NoEventsError("is JSON without 'traceEvents': it is not a Chrome trace")
             self._position = token.end()
         return None
+
+
+def _why_not_json(text: bytes | bytearray) -> str:
+    if text.startswith(b"\x1f\x8b"):
+        return "is gzip within gzip: undo one of them with gunzip"
+    if text.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "is not JSON as a trace has it, but UTF-16: write it as UTF-8"
+    return "is not JSON: a trace begins with { or ["
 
 
 def likely_ends(text: bytearray) -> list[int]:

@@ -6,7 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 from tracetool.checking import unfit
-from tracetool.render import sentences, words
+from tracetool.output import harmless
+from tracetool.render import sentences
 
 if TYPE_CHECKING:
     from tracetool.checking import Check, Outcome
@@ -49,7 +50,7 @@ def _command(level: str, message: str, **properties: str) -> str:
 
 
 def _data(text: str) -> str:
-    lines = [words.harmless(line).replace("%", "%25") for line in text.replace("\r\n", "\n").split("\n")]
+    lines = [harmless(line).replace("%", "%25") for line in text.replace("\r\n", "\n").split("\n")]
     return "%0A".join(lines)
 
 
