@@ -53,7 +53,7 @@ def read(
     except NoEventsError as error:
         raise TraceReadError(f"{path} {error}") from None
     except UNREADABLE as error:
-        raise TraceReadError(f"{path} cannot be read: {error or 'out of memory'}") from None
+        raise TraceReadError(f"{path} cannot be read: {str(error) or 'out of memory'}") from None
 
 
 class _TraceReader:

@@ -61,7 +61,7 @@ def read_whole(path: str, most: int) -> bytes:
     except EOFError:
         raise TraceReadError(f"{path} is cut off, and cannot be merged; copy or capture it again") from None
     except UNREADABLE as error:
-        raise TraceReadError(f"{path} cannot be read: {error or 'out of memory'}") from None
+        raise TraceReadError(f"{path} cannot be read: {str(error) or 'out of memory'}") from None
 
 
 def _undo_in_thread(raw: io.BufferedReader[Any]) -> io.BufferedReader[Any]:

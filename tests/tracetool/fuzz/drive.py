@@ -7,6 +7,7 @@ prints nothing that steers a terminal, and leaves no litter.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import io
 import json
@@ -21,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import numpy as np
+
 from tests.tracetool.fuzz import mutations
-from tests.tracetool.same import assert_same
 from tests.tracetool.traces import ROOT
 from tracetool import read, snapshots
 from tracetool.cli import main
@@ -30,6 +32,8 @@ from tracetool.errors import TraceReadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tracetool.events import Trace
 
 MOST_SECONDS = 20.0
 """Of processor time, for one command."""
@@ -273,11 +277,23 @@ def _same_in_pieces(target: Path, chunk_bytes: int, length: int) -> list[str]:
             found.append(str(error))
     if isinstance(found[0], str) or isinstance(found[1], str):
         return [] if type(found[0]) is type(found[1]) else [f"read: {chunk_bytes} bytes at a time: {found[0]!s:.200}"]
-    try:
-        assert_same(*found)
-    except AssertionError as error:
-        return [f"read: {chunk_bytes} bytes at a time give something else: {error!s:.300}"]
-    return []
+    one, other = (_told(trace) for trace in found)
+    differing = [name for name, told in one.items() if told != other[name]]
+    return [f"read: {chunk_bytes} bytes at a time give another {differing}"] if differing else []
+
+
+def _told(trace: Trace) -> dict[str, Any]:
+    """All that a trace says, without the numbers that its names happen to have."""
+    told: dict[str, Any] = {"metadata": trace.metadata, "report": trace.report, "threads": trace.events.threads}
+    names = trace.events.names
+    for field in dataclasses.fields(trace.events):
+        column = getattr(trace.events, field.name)
+        if isinstance(column, np.ndarray):
+            told[field.name] = [names[at] for at in column] if field.name == "name" else column.tolist()
+        elif not isinstance(column, list):
+            values = [names[at] for at in column.values] if field.name == "line" else column.values.tolist()
+            told[field.name] = (column.rows.tolist(), values)
+    return told
 
 
 def _snapshot_case(rng: random.Random, bases: Bases, place: Path) -> list[str]:
