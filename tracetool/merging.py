@@ -32,6 +32,9 @@ Event = dict[str, Any]
 Key = tuple[Any, Any]
 
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_LARGEST_US = 2.0**62 / 1000
+"""Times beyond this are none; two below it add up within 64 bits of nanoseconds."""
+
 _MOST_COUNTERS = 12
 _COUNTED = {"launches": ("kernel_launches", "graph_launches"), "copies": ("copies",)}
 _PASSED = frozenset("iIRCbneBE")
@@ -143,10 +146,11 @@ def _timed(events: Iterable[Event]) -> Iterator[Event]:
     for event in events:
         if event.get("ph") != "M" and isinstance(event.get("ts"), int | float | str):
             try:
-                float(event["ts"])
-            except ValueError:
+                microseconds = float(event["ts"])
+            except (ValueError, OverflowError):
                 continue
-            yield event
+            if abs(microseconds) < _LARGEST_US:  # what is no number is not below either
+                yield event
 
 
 @dataclass
@@ -349,9 +353,10 @@ def _plain(value: Any) -> Any:
 
 def _duration(event: Event) -> int:
     try:
-        return max(0, _ns(event.get("dur", 0)))
-    except (TypeError, ValueError):
+        duration = _ns(event.get("dur", 0))
+    except (TypeError, ValueError, OverflowError):
         return 0
+    return duration if 0 <= duration < _LARGEST_US * 1000 else 0
 
 
 def _lined_up(path: tuple[str, ...]) -> tuple[str, ...]:
