@@ -144,7 +144,8 @@ def _us(nanoseconds: int) -> float:
 
 def _timed(events: Iterable[Event]) -> Iterator[Event]:
     for event in events:
-        if event.get("ph") != "M" and isinstance(event.get("ts"), int | float | str):
+        phase = event.get("ph")
+        if isinstance(phase, str) and phase != "M" and isinstance(event.get("ts"), int | float | str):
             try:
                 microseconds = float(event["ts"])
             except (ValueError, OverflowError):
@@ -275,7 +276,7 @@ class _Side:
             if tid is None:
                 self.unpaired += 1
             else:
-                flows[event.get("cat"), event.get("name"), str(event.get("id"))].append((event, tid))
+                flows[str(event.get("cat")), str(event.get("name")), str(event.get("id"))].append((event, tid))
         for ends in flows.values():
             phases = {event["ph"] for event, _ in ends}
             if not {"s", "f"} <= phases:
@@ -283,7 +284,7 @@ class _Side:
                 continue
             number = next(self._numbers.flow)
             for event, tid in ends:
-                yield self._at(event, _ns(event["ts"]), self._pid(event.get("pid")), tid, id=number, bp="e")
+                yield self._at(event, _ns(event["ts"]), self._pid(_key(event)[0]), tid, id=number, bp="e")
 
     # What is added -----------------------------------------------------------------------------------------
 

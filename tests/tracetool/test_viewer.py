@@ -18,7 +18,7 @@ from . import browser
 from .traces import PAGEABLE, PINNED, invoke
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def viewer():
     with Viewer(b"the trace", "title </script>") as one:
         yield one
@@ -190,7 +190,6 @@ OUTSIDE = (
     *("ui//etc/passwd", "ui/%2fetc/passwd", "ui/%2Fetc%2Fpasswd", "ui/link", "ui/folder/secret", "ui/a/../../secret"),
     *("ui/", "ui", "ui/.", "ui/..", "ui/%00", "ui/index.html%00.js", "ui/%ff", "ui/" + "x" * 5000, "ui/a", "ui/loop"),
     *(
-        "ui/index.html/",
         "ui/index.html/..",
         "%75i/../secret",
         "../secret",
@@ -210,8 +209,7 @@ OUTSIDE = (
 )
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
-def test_no_path_leads_outside(tmp_path, monkeypatch, name):
+def test_no_path_leads_outside(tmp_path, monkeypatch):
     ui = tmp_path / "ui"
     (ui / "a").mkdir(parents=True)
     (ui / "index.html").write_text("the ui")
@@ -223,8 +221,9 @@ def test_no_path_leads_outside(tmp_path, monkeypatch, name):
     monkeypatch.setattr("tracetool.viewer.offline_ui", lambda: ui)
     with Viewer(b"the trace", "one", offline=True) as viewer:
         host = urllib.parse.urlsplit(viewer.address).netloc
-        found = told(viewer, f"GET {path_of(viewer, name)} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-        assert found.startswith(b"HTTP/1.1 404 ")
+        for name in OUTSIDE:
+            found = told(viewer, f"GET {path_of(viewer, name)} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            assert found.startswith(b"HTTP/1.1 404 "), name
         assert asked(viewer, path_of(viewer, "ui/a/file.js"))[:2] == (200, b"a file")
         assert asked(viewer, path_of(viewer, "ui/index.html?x=../secret"))[:2] == (200, b"the ui")
 
@@ -253,19 +252,20 @@ def test_the_address_of_the_ui():
     assert not re.search(command["args"][0], "thread 446 (pt_autograd_0) 446")
 
 
-def test_it_ends_after_the_page_has_gone(viewer, monkeypatch):
+def test_it_ends_after_the_page_has_gone(monkeypatch):
     monkeypatch.setattr("tracetool.viewer._BEAT_S", 0.01)
     monkeypatch.setattr("tracetool.viewer._GONE_S", 0.0)
-    assert not viewer._ended(1e12)  # nobody came yet, however long that takes
-    where = urllib.parse.urlsplit(viewer.address)
-    page = http.client.HTTPConnection(where.hostname, where.port, timeout=10)
-    page.request("GET", path_of(viewer, "alive"))
-    answer = page.getresponse()
-    assert answer.read(3) == b":\n\n"
-    assert not viewer._ended(1e12)
-    answer.close()
-    page.close()
-    viewer.wait(tick_s=0.01)
+    with Viewer(b"", "one") as viewer:
+        assert not viewer._ended(1e12)  # nobody came yet, however long that takes
+        where = urllib.parse.urlsplit(viewer.address)
+        page = http.client.HTTPConnection(where.hostname, where.port, timeout=10)
+        page.request("GET", path_of(viewer, "alive"))
+        answer = page.getresponse()
+        assert answer.read(3) == b":\n\n"
+        assert not viewer._ended(1e12)
+        answer.close()
+        page.close()
+        viewer.wait(tick_s=0.01)
 
 
 def test_an_unknown_range_and_a_missing_file():
