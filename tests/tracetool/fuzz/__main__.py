@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tests.tracetool.fuzz import drive
 
+_AT_A_TIME = 500
 MOST_WALL_SECONDS = 120.0
 """For one case, whatever it does: a process that is stuck in one call cannot end itself."""
 
@@ -47,7 +48,7 @@ def run(first: int, cases: int, *, tell: bool = True) -> tuple[int, list[tuple[i
     seed, last, done = first, first + cases, 0
     while seed < last:
         child = subprocess.Popen(
-            [sys.executable, "-m", "tests.tracetool.fuzz", "--work", str(seed), str(min(last - seed, 2000))],
+            [sys.executable, "-m", "tests.tracetool.fuzz", "--work", str(seed), str(min(last - seed, _AT_A_TIME))],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -56,9 +57,13 @@ def run(first: int, cases: int, *, tell: bool = True) -> tuple[int, list[tuple[i
         lines: queue.Queue[str] = queue.Queue()
         reader = threading.Thread(target=_hand_on, args=(child, lines), daemon=True)
         reader.start()
-        seed = _follow(child, lines, seed, min(last, seed + 2000), finds, tell=tell)
+        seed = _follow(child, lines, seed, min(last, seed + _AT_A_TIME), finds, tell=tell)
         reader.join()
+        assert child.stdout is not None
+        child.stdout.close()
         done = seed - first
+        if tell:
+            print(f"{done:,} cases", flush=True)
     return done, finds
 
 
