@@ -8,7 +8,7 @@ from tracetool import budgets as budgeting
 from tracetool import checking, snapshots
 from tracetool.checking import Check, Result, TraceBaseline
 from tracetool.chrome import read
-from tracetool.errors import BudgetError
+from tracetool.errors import BudgetError, OutputError
 from tracetool.output import is_stream, write
 from tracetool.project import nearest_pyproject
 from tracetool.snapshots import Section, Snapshot, SnapshotBaseline
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tracetool.summary import TraceSummary
 
 _MARK = snapshots.HEADER.rpartition(" ")[0].encode()
-_MOST_TEXT = 16 << 20
+_MOST_TEXT = 64 << 20
 _TRACES_BEGIN_WITH = (b"{", b"[", b"\x1f\x8b")
 
 
@@ -58,13 +58,18 @@ def read_snapshot(path: Path) -> Snapshot:
     return snapshots.parse(_text(path), str(path))
 
 
-def write_snapshot(snapshot: Snapshot, path: Path) -> None:
-    """Write a snapshot in the place of what was there.
+def write_snapshot(snapshot: Snapshot, path: Path | None) -> None:
+    """Write a snapshot in the place of what was there; None for standard output.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or could not be read again.
     """
-    write(snapshots.to_text(snapshot), path)
+    text = snapshots.to_text(snapshot)
+    if len(text) > _MOST_TEXT:
+        raise OutputError(
+            f"the snapshot has more than {_MOST_TEXT >> 20} MiB, and would not be read: --fold counts ranges together"
+        )
+    write(text, path)
 
 
 def _text(path: Path) -> str:

@@ -11,7 +11,7 @@ import click
 from tracetool.errors import BudgetError, OutputError, SettingError
 from tracetool.opening import summarize_all
 from tracetool.options import FORMATS, TRACE, output_options, reading_options
-from tracetool.output import check_target, write
+from tracetool.output import check_target
 from tracetool.presenting import FAILED, emit, exit_code_of, fail
 
 if TYPE_CHECKING:
@@ -136,5 +136,4 @@ def snapshot(context: click.Context, /, trace: str, output: Path | None, force: 
             f"{output} has other counts for {snapshots.environment_text(section.environment)} already; --force "
             "replaces them, and `tracetool check --update` shows what differs"
         )
-    text = snapshots.to_text(kept.with_section(section))
-    write(text, output)
+    baselines.write_snapshot(kept.with_section(section), output)

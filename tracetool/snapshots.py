@@ -252,6 +252,7 @@ def _escaped(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text.replace("\\", r"\\"))
 
 
+@lru_cache(maxsize=4096)
 def _unescaped(text: str) -> str:
     return _ESCAPED.sub(lambda match: chr(int(match[1], 16)) if match[1] else match[2], text)
 

@@ -4,7 +4,7 @@ import pytest
 
 from .fuzz.__main__ import run
 
-FEW = 120
+FEW = 40
 MANY = 3000
 FIRST = 0
 

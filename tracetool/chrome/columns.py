@@ -299,12 +299,9 @@ class ColumnBuilder:
     def _external_ids(self, args: list[Args], kind: Kinds) -> IntArray:
         out = np.full(len(args), NO_ID, dtype=np.int64)
         rows = np.flatnonzero(is_any(kind, *_WITH_EXTERNAL_ID))
-        some = rows.tolist()
-        numbers = self._numbers([args[row].external_id for row in some])
-        if np.any(numbers == NO_ID):
-            others = self._numbers([args[row].old_external_id for row in some])
-            numbers = np.where(numbers == NO_ID, others, numbers)
-        out[rows] = numbers
+        out[rows] = self._numbers([args[row].external_id for row in rows.tolist()])
+        without = rows[out[rows] == NO_ID]
+        out[without] = self._numbers([args[row].old_external_id for row in without.tolist()])
         return out
 
     def _durations(self, events: list[Event], kind: Kinds) -> IntArray:

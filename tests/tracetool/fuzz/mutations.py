@@ -214,7 +214,7 @@ def add_strangers(events: Events, rng: random.Random) -> None:
 
 def nest_events(events: Events, rng: random.Random) -> None:
     """Many ranges in each other, under one name or many."""
-    depth, one_name = rng.choice([10, 10, 200, 200, 200, 1500]), rng.random() < 0.5
+    depth, one_name = rng.choice([10, 10, 10, 200, 200, 700]), rng.random() < 0.5
     events += [
         {
             "ph": "X",
