@@ -530,6 +530,7 @@ def summarize(
 
     Raises:
         SettingError: `ranges_from` has no counterpart of any of this trace's graph launches.
+        TraceReadError: paths of ranges within ranges take more than the limit.
     """
     if ranges_from is not None and not isinstance(ranges_from, TraceSummary):
         ranges_from = TraceSummary(ranges_from, ranges_as, folds)

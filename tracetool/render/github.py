@@ -50,8 +50,8 @@ def _command(level: str, message: str, **properties: str) -> str:
 
 
 def _data(text: str) -> str:
-    lines = [harmless(line).replace("%", "%25") for line in text.replace("\r\n", "\n").split("\n")]
-    return "%0A".join(lines)
+    escaped = {"\r": "%0D", "\n": "%0A"}
+    return "".join(escaped.get(part, harmless(part).replace("%", "%25")) for part in re.split(r"([\r\n])", text))
 
 
 def _property(text: str) -> str:
