@@ -29,6 +29,11 @@ class Chunk:
     last: bool
 
 
+def sampled_by(chunks: list[Chunk]) -> list[Sequence]:
+    """The sequences for which a prefill of these chunks samples a token, in its order."""
+    return [seq for chunk in chunks if chunk.last for seq in (chunk.seq, *chunk.seq.siblings)]
+
+
 @dataclass
 class Plan:
     """What a step does."""
@@ -80,6 +85,7 @@ class Scheduler:
         self._due: dict[int, list[Sequence]] = {}
         self._turn = 0
         self._max_active = 1 if limits.mode == "naive" else limits.max_active
+        self.max_active = limits.max_active
 
     @property
     def has_work(self) -> bool:
@@ -203,6 +209,8 @@ class Scheduler:
                 take(seq)
         while self._admits(len(chunks)) and left > 0:
             seq = next(iter(self.waiting.values()))
+            if self.running and self._held() + 1 + len(seq.siblings) > self._max_active:
+                break
             at_most = left if chunks and not limits.chunked_prefill else len(seq.tokens)
             # Each running sequence keeps a block to grow into; otherwise what is admitted now is preempted next.
             if not self.blocks.admit(seq, reserve=len(self.running), at_most=at_most):
@@ -214,5 +222,11 @@ class Scheduler:
     def _admits(self, num_chunks: int) -> bool:
         """Whether the mode and the limits on numbers let another sequence in."""
         closed = self.limits.mode == "offline" and not self._filling
-        full = len(self.running) >= self._max_active or num_chunks >= self.limits.prefill_max_batch_size
-        return bool(self.waiting) and not closed and not full
+        if not self.waiting or closed or num_chunks >= self.limits.prefill_max_batch_size:
+            return False
+        return not self.running or self._held() < self._max_active
+
+    def _held(self) -> int:
+        """Sequences that hold blocks, or will when the prompt that they share has been computed."""
+        running = self.running.values()
+        return len(running) + sum(len(seq.siblings) for seq in running if seq.siblings)
