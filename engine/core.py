@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engine import ranges
 from engine.block_manager import BlockManager, PrefixCacheStats
-from engine.config import EngineConfig
+from engine.config import PACK_FORCE_FIFO, PACK_LOOKAHEAD, EngineConfig
 from engine.errors import RequestError
 from engine.ranges import annotate
 from engine.runner import Runner
@@ -68,6 +68,8 @@ class EngineCore:
             prefill_max_tokens=config.prefill_max_tokens or config.max_num_batched_tokens,
             chunked_prefill=config.chunked_prefill,
             decode_first=config.decode_first,
+            lookahead=(config.admission_lookahead or PACK_LOOKAHEAD) if config.admission == "pack" else 1,
+            force_fifo=PACK_FORCE_FIFO if config.admission_force_fifo is None else config.admission_force_fifo,
         )
         self.blocks = BlockManager(runner.num_blocks, config.block_size, prefix_cache=config.prefix_cache)
         self.scheduler = Scheduler(self.blocks, limits)
@@ -128,13 +130,32 @@ class EngineCore:
         """Queue a request.
 
         Raises:
-            RequestError: It cannot be served (see `check_request`), or its id is in use.
+            RequestError: It cannot be served (see `check_request`), its id is in use, or as many are under way as
+                `max_inflight` allows.
         """
         self.check_request(tokens, params)
+        self._check_room(params.n)
         seq = self._new_sequence(list(tokens), len(tokens), params, request_id)
         seq.siblings = [self._sibling(seq, number) for number in range(1, params.n)]
         self.scheduler.add(seq)
         return seq
+
+    @property
+    def num_inflight(self) -> int:
+        """Sequences that wait or run."""
+        return len(self._seqs) + sum(len(seq.siblings) for seq in self._seqs.values())
+
+    def has_room(self, n: int = 1) -> bool:
+        """Whether so many more may be under way."""
+        most = self.config.max_inflight
+        return most is None or self.num_inflight + n <= most
+
+    def _check_room(self, n: int) -> None:
+        if not self.has_room(n):
+            raise RequestError(
+                f"{self.num_inflight} sequences wait or run, and max_inflight={self.config.max_inflight} leaves no "
+                f"room for {n} more; try again when some have ended, or raise it"
+            )
 
     def _sibling(self, seq: Sequence, number: int) -> Sequence:
         """A sequence that draws another output for a prompt; it begins when the prompt has been computed."""
@@ -194,6 +215,7 @@ class EngineCore:
         if not parent.prefilled:
             raise RequestError(f"request {request_id!r} has no token yet; fork it once it has")
         self.check_request(parent.tokens[: parent.num_prompt], params)
+        self._check_room(1)
         if params.n > 1:
             raise RequestError("a fork is one continuation; n > 1 is for new requests")
         if parent.num_output >= params.max_tokens:
