@@ -193,7 +193,7 @@ class LLM:
 
     def __init__(self, model: str, *, progress: Callable[[str], None] | None = None, **options: Any) -> None:
         self.config = EngineConfig.from_options(**options)
-        found = find_model(model, self.config.load_format)
+        found = find_model(model, self.config.load_format, hf=self.config.attention_backend == "hf")
         self.tokenizer = load_tokenizer(self.config.tokenizer, found.folder, found.spec.vocab_size)
         self.core = load_core(found, self.config, progress)
         self._followed: list[_Followed] = []

@@ -253,19 +253,31 @@ class Runner:
         """
         longest = min(max_prefill_tokens, self.max_model_len - 1)
         batch = min(max_prefill_seqs, max_prefill_tokens)
-        for batch, temperature in ((self._config.max_num_seqs, 1.0), (self._config.max_num_seqs, 0.0), (1, 0.0)):
-            self.decode([self._made_up(self.max_model_len - 1, temperature) for _ in range(batch)]).wait()
+        most, length = self._config.max_num_seqs, self.max_model_len - 1
+        greedy, drawn = SamplingParams(), SamplingParams(temperature=1.0)
+        for batch_size, params in ((most, self._everything_asked()), (most, drawn), (most, greedy), (1, greedy)):
+            self.decode([self._made_up(length, params) for _ in range(batch_size)]).wait()
         self.reset()
         # The largest graph has its memory beside a prefill's.
         self.capture(most=1)
         for count in (-(-max_prefill_tokens // longest), batch):
             length = max(1, min(longest, max_prefill_tokens // count))
-            self.prefill([Chunk(self._made_up(length, 0.0), 0, length, last=True) for _ in range(count)])
+            self.prefill([Chunk(self._made_up(length, greedy), 0, length, last=True) for _ in range(count)])
         self.reset()
 
-    def _made_up(self, length: int, temperature: float) -> Sequence:
+    def _everything_asked(self) -> SamplingParams:
+        """What needs the most memory, and every kernel that changes logits."""
+        return SamplingParams(
+            max_tokens=self.max_model_len,
+            temperature=1.0,
+            top_k=2,
+            frequency_penalty=1.0,
+            logit_bias={0: 1.0},
+            logprobs=1,
+        )
+
+    def _made_up(self, length: int, params: SamplingParams) -> Sequence:
         """A sequence of so many tokens, all of them in the first block."""
-        params = SamplingParams(temperature=temperature)
         seq = Sequence("warm-up", [0] * length, 1, params, 0, Timing(time.perf_counter()))
         seq.block_table = [0] * -(-length // self._config.block_size)
         return seq
@@ -273,5 +285,7 @@ class Runner:
     def reallocate(self, num_blocks: int) -> None:
         """Give the cache another size; what it held is lost."""
         self._loop = self._graphed = None
-        del self.cache, self._forward
+        # Gone before new memory is asked for; where that has failed before they are gone already.
+        for name in ("cache", "_forward"):
+            self.__dict__.pop(name, None)
         self._allocate(num_blocks)
