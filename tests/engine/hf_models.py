@@ -36,7 +36,7 @@ PLAIN = (
     *("apertus", "arcee", "bitnet", "cohere", "cohere2", "diffllama", "ernie4_5", "exaone4", "gemma", "gemma2"),
     *("glm", "glm4", "granite", "helium", "hunyuan_v1_dense", "llama", "ministral", "mistral", "nemotron", "olmo"),
     *("olmo2", "olmo3", "persimmon", "phi", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3", "stablelm", "starcoder2"),
-    *("bamba", "falcon_h1", "jamba", "mamba", "mamba2", "recurrent_gemma", "rwkv", "zamba", "zamba2"),
+    *("bamba", "jamba", "mamba", "mamba2", "recurrent_gemma", "rwkv", "zamba"),
     *("biogpt", "gpt_neox", "gpt_neox_japanese", "opt", "xglm", "bloom", "falcon", "mpt"),
 )
 MIXTURES = (
@@ -74,6 +74,10 @@ KINDS = {
     },
     "llama, dynamic rope": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
     "bart": {"d_model": 64},
+    "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16},
+    "zamba": {"mamba_d_state": 16, "n_mamba_heads": 2, "attn_layer_period": 3, "attn_layer_offset": 1},
+    "mamba": {"state_size": 16},
+    "mamba2": {"state_size": 16, "num_heads": 8, "head_dim": 16},
 }
 
 
