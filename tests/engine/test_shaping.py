@@ -17,7 +17,7 @@ from transformers import (
 from engine import RequestError, SamplingParams
 from engine.sequence import FinishReason
 from kernels import reference
-from tests.engine.fake import Context, FakeModel, alone, logits, make_core, make_llm, model_of
+from tests.engine.fake import Context, FakeModel, Interrupted, alone, logits, make_core, make_llm, model_of
 from tests.engine.recorded import Late
 
 PROMPTS = [[1, 2, 3], [4], list(range(10, 21)), [1, 2, 3, 4, 5], [200, 100]]
@@ -159,6 +159,20 @@ def test_on_a_device_that_is_late():
     core.runner._staging = Staging(torch.device("cpu"))
     core.runner.prefill = lambda chunks: (stream.work_off(), prefill(chunks))[1]
     seqs = [core.add(prompt, params) for prompt, params in REQUESTS]
+    while core.has_work:
+        core.step()
+    assert [seq.output for seq in seqs] == WANTED
+
+
+@pytest.mark.parametrize("form", [FORMS[1], FORMS[4], FORMS[-1]], ids=["eager", "overlap", "graph"])
+def test_an_interruption_costs_no_token(form):
+    core = make_core(max_num_seqs=len(REQUESTS), **form)
+    seqs = [core.add(prompt, params) for prompt, params in REQUESTS]
+    for _ in range(4):
+        core.step()
+    model_of(core).interrupt_in = 0
+    with pytest.raises(Interrupted):
+        core.step()
     while core.has_work:
         core.step()
     assert [seq.output for seq in seqs] == WANTED
