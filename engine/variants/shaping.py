@@ -71,17 +71,31 @@ class Asked(NamedTuple):
     logprobs: _Logprobs | None
 
 
+class _Sender:
+    """Sends int32 arrays to the device, each by one copy."""
+
+    def __init__(self, device: torch.device, stream: Stream) -> None:
+        self._device = device
+        self._staging = Staging(device, stream)
+
+    def __call__(self, values: np.ndarray) -> Tensor:
+        self._staging.array(values.size)[:] = values
+        target = torch.empty(values.size, dtype=torch.int32, device=self._device)
+        self._staging.send(target)
+        return target
+
+
 class _Tokens:
     """The tokens of sequences with penalties, on the device; what each has is known here by its number.
 
     Args:
-        send: Sends an int32 array.
+        send: Sends int32 arrays.
         ops: Small operations.
         device: Where they are.
         stream: In what order.
     """
 
-    def __init__(self, send: Callable[[np.ndarray], Tensor], ops: Ops, device: torch.device, stream: Stream) -> None:
+    def __init__(self, send: _Sender, ops: Ops, device: torch.device, stream: Stream) -> None:
         self._send = send
         self._ops = ops
         self._device = device
@@ -179,7 +193,7 @@ class Shaper:
         self._ops = ops
         self._device = device
         self._stream = stream or stream_of(device)
-        self._staging = Staging(device, self._stream)
+        self._send = _Sender(device, self._stream)
         self._tokens = _Tokens(self._send, ops, device, self._stream)
         self._seqs: list[Sequence] = []
         self._rows: list[int] = []
@@ -240,12 +254,6 @@ class Shaper:
             cuts=any(seq.params.cuts for seq in seqs),
             logprobs=_Logprobs(places, wanted, max(numbers.values()), numbers) if places else None,
         )
-
-    def _send(self, values: np.ndarray) -> Tensor:
-        self._staging.array(values.size)[:] = values
-        target = torch.empty(values.size, dtype=torch.int32, device=self._device)
-        self._staging.send(target)
-        return target
 
     def scores(self, asked: Asked, logits: Tensor, token_ids: Tensor, positions: Tensor) -> Tensor:
         """What takes the place of logits `[rows, vocab]`, in fp32 at least; device work alone.
