@@ -36,14 +36,14 @@ PLAIN = (
     *("apertus", "arcee", "bitnet", "cohere", "cohere2", "diffllama", "ernie4_5", "exaone4", "gemma", "gemma2"),
     *("glm", "glm4", "granite", "helium", "hunyuan_v1_dense", "llama", "ministral", "mistral", "nemotron", "olmo"),
     *("olmo2", "olmo3", "persimmon", "phi", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3", "stablelm", "starcoder2"),
-    *("bamba", "jamba", "mamba", "mamba2", "recurrent_gemma", "rwkv", "zamba"),
+    *("bamba", "jamba", "mamba", "mamba2", "recurrent_gemma", "rwkv"),
     *("biogpt", "gpt_neox", "gpt_neox_japanese", "opt", "xglm", "bloom", "falcon", "mpt"),
 )
 MIXTURES = (
-    *("dbrx", "ernie4_5_moe", "flex_olmo", "gpt_oss", "granitemoe", "granitemoeshared", "minimax", "mixtral"),
+    *("ernie4_5_moe", "flex_olmo", "gpt_oss", "granitemoe", "granitemoeshared", "minimax", "mixtral"),
     *("olmoe", "phimoe", "qwen2_moe", "qwen3_moe"),
 )
-OLD = ("gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "ctrl", "openai-gpt")
+OLD = ("gpt2", "gpt_bigcode", "gptj", "codegen", "ctrl", "openai-gpt")
 # What each kind needs besides.
 KINDS = {
     **{kind: {} for kind in PLAIN},
@@ -56,6 +56,8 @@ KINDS = {
     "falcon": {"multi_query": False},
     "jamba": EXPERTS | {"attn_layer_period": 3, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": 128},
+    "gptj": GPT | {"rotary_dim": 8},
+    "codegen": GPT | {"rotary_dim": 8},
     "ctrl": GPT | {"dff": 96},
     "gemma2, no softcap": {"attn_logit_softcapping": None, "query_pre_attn_scalar": 16},
     "gemma3_text": {"layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
@@ -73,9 +75,7 @@ KINDS = {
         "shared_expert_intermediate_size": 32,
     },
     "llama, dynamic rope": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
-    "bart": {"d_model": 64},
     "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16},
-    "zamba": {"mamba_d_state": 16, "n_mamba_heads": 2, "attn_layer_period": 3, "attn_layer_offset": 1},
     "mamba": {"state_size": 16},
     "mamba2": {"state_size": 16, "num_heads": 8, "head_dim": 16},
 }
