@@ -43,6 +43,8 @@ test-all: lint
 
 bench: .venv/dev
 	$(BIN)/python tests/benchmarks/bench_read.py
+	$(BIN)/python tests/benchmarks/bench_capture.py
+	$(BIN)/python tests/benchmarks/bench_plugin.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

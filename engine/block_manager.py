@@ -191,6 +191,14 @@ class BlockManager:
         seq.num_computed = seq.num_published = 0
         seq.chain = ROOT
 
+    def withdraw(self, seq: Sequence) -> None:
+        """Let nobody find the blocks of a sequence any more that no other sequence holds."""
+        for block in seq.block_table:
+            if self._references[block] == 1 and block in self._content:
+                del self._by_key[self._content.pop(block).key]
+        seq.num_published = 0
+        seq.chain = ROOT
+
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Let a child without blocks share all of its parent's; whoever writes to a shared one first copies it."""
         for block in parent.block_table:

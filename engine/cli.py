@@ -56,6 +56,11 @@ def cli() -> None:
 @click.option(
     "--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token, others draw one."
 )
+@click.option("--top-k", type=int, default=0, help="Draw from so many of the likeliest tokens; 0 is all.")
+@click.option("--top-p", type=float, default=1.0, help="Draw from the likeliest tokens with this probability together.")
+@click.option("--min-p", type=float, default=0.0, help="Draw from tokens with this share of the likeliest one's.")
+@click.option("--repetition-penalty", type=float, default=1.0, help="Make tokens that occur less likely; 1 is off.")
+@click.option("--stop", "stops", metavar="TEXT", multiple=True, help="End at this text. May be repeated.")
 @click.option("--stop-token-id", "stop_token_ids", type=int, multiple=True, help="End at this token. May be repeated.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's end of text.")
 @engine_option("--dtype", "dtype")
@@ -69,6 +74,11 @@ def generate(
     quiet: bool,
     max_tokens: int,
     temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    stops: tuple[str, ...],
     stop_token_ids: tuple[int, ...],
     ignore_eos: bool,
     pairs: list[tuple[str, str]],
@@ -84,7 +94,17 @@ def generate(
     settings = Settings(pairs=pairs)
     for name, value in flags.items():
         settings.put(name, value, flag_of(name))
-    params = SamplingParams(max_tokens, temperature, None, stop_token_ids, ignore_eos)
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        stop_token_ids=stop_token_ids,
+        ignore_eos=ignore_eos,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stops,
+    )
     check_seed(flags["seed"], matters=temperature > 0 or settings.config().load_format == "dummy")
     texts = _read_prompts(prompts)
     llm = _load(model, settings, quiet=quiet)
@@ -246,6 +266,7 @@ def _as_json(prompt: str, output: "Output") -> dict[str, object]:
         "text": output.text,
         "token_ids": output.token_ids,
         "finish_reason": str(output.finish_reason),
+        **({} if output.error is None else {"error": output.error}),
         "prompt_tokens": len(output.prompt_token_ids),
         "cached_prompt_tokens": output.num_cached_prompt,
         "timings": {

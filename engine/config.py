@@ -7,12 +7,8 @@ from typing import Any
 
 from engine.errors import ConfigError, unknown
 
-# What the seeds' engine has and this one not yet, so that it is said rather than ignored.
-NOT_BUILT_OPTIONS = ("max_inflight",)
-NOT_BUILT_VALUES = {
-    "admission": ("pack",),
-    "attention_backend": ("hf",),
-}
+# What `admission=pack` does unless it is told otherwise.
+PACK_LOOKAHEAD, PACK_FORCE_FIFO = 16, 8
 
 
 def _option(default: Any, about: str, *, choices: tuple[str, ...] = (), least: int | None = None) -> Any:
@@ -53,7 +49,22 @@ class EngineConfig:
         "online admits at any time, offline a batch at a time, naive a request at a time",
         choices=("online", "offline", "naive"),
     )
-    admission: str = _option("fifo", "which waiting request is admitted next", choices=("fifo",))
+    admission: str = _option(
+        "fifo",
+        "fifo admits in the order of arrival; pack looks ahead for the longest prompt that fits a step whole",
+        choices=("fifo", "pack"),
+    )
+    admission_lookahead: int | None = _option(
+        None, f"waiting requests among which pack chooses; by default {PACK_LOOKAHEAD}", least=1
+    )
+    admission_force_fifo: int | None = _option(
+        None,
+        f"steps in which pack may pass over the oldest request before it must come next; by default {PACK_FORCE_FIFO}",
+        least=0,
+    )
+    max_inflight: int | None = _option(
+        None, "sequences that wait or run; more requests are refused; by default there is no limit", least=1
+    )
     max_num_seqs: int = _option(256, "sequences that decode in a step", least=1)
     max_active: int | None = _option(None, "sequences that hold cache blocks; by default max_num_seqs", least=1)
     max_num_batched_tokens: int = _option(8192, "tokens of a step", least=1)
@@ -85,12 +96,13 @@ class EngineConfig:
         """
         for option in fields(self):
             value, choices, least = getattr(self, option.name), option.metadata["choices"], option.metadata["least"]
-            if value in NOT_BUILT_VALUES.get(option.name, ()):
-                raise ConfigError(f"{option.name}={value!r} is not built yet")
             if choices and value not in choices:
                 raise ConfigError(unknown(f"value of {option.name}", value, choices))
             if least is not None and value is not None and value < least:
                 raise ConfigError(f"{option.name} must be at least {least}, but is {value}")
+        for name in ("admission_lookahead", "admission_force_fifo"):
+            if getattr(self, name) is not None and self.admission != "pack":
+                raise ConfigError(f"{name} is for admission='pack'; with {self.admission!r} it would change nothing")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(
                 f"gpu_memory_utilization must be over 0 and at most 1, but is {self.gpu_memory_utilization}"
@@ -107,8 +119,6 @@ class EngineConfig:
         kinds = typing.get_type_hints(cls)
         values = {}
         for name, value in options.items():
-            if name in NOT_BUILT_OPTIONS:
-                raise ConfigError(f"{name} is not built yet")
             if name not in names:
                 raise ConfigError(unknown("option", name, sorted(names)))
             values[name] = _read(name, value, kinds[name])

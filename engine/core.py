@@ -1,19 +1,26 @@
 """The engine without text: requests of token ids in, tokens out, a step at a time."""
 
+import dataclasses
 import time
 from dataclasses import dataclass
 
 from engine import ranges
 from engine.block_manager import BlockManager, PrefixCacheStats
-from engine.config import EngineConfig
+from engine.config import PACK_FORCE_FIFO, PACK_LOOKAHEAD, EngineConfig
 from engine.errors import RequestError
 from engine.ranges import annotate
 from engine.runner import Runner
 from engine.sampling_params import SamplingParams
-from engine.scheduler import Chunk, Limits, Scheduler
-from engine.sequence import FinishReason, Sequence
+from engine.scheduler import Chunk, Limits, Scheduler, sampled_by
+from engine.sequence import FinishReason, Sequence, TokenLogprob
 from engine.timing import Timing
 from engine.variants.sampler import Tokens
+
+# 2**64 over the golden ratio: its multiples are far apart.
+_GOLDEN = 0x9E3779B97F4A7C15
+_NO_TOKEN = (
+    "no token could be chosen: the model's logits are not numbers (NaN), or what was asked for rules every token out"
+)
 
 
 @dataclass
@@ -61,6 +68,8 @@ class EngineCore:
             prefill_max_tokens=config.prefill_max_tokens or config.max_num_batched_tokens,
             chunked_prefill=config.chunked_prefill,
             decode_first=config.decode_first,
+            lookahead=(config.admission_lookahead or PACK_LOOKAHEAD) if config.admission == "pack" else 1,
+            force_fifo=PACK_FORCE_FIFO if config.admission_force_fifo is None else config.admission_force_fifo,
         )
         self.blocks = BlockManager(runner.num_blocks, config.block_size, prefix_cache=config.prefix_cache)
         self.scheduler = Scheduler(self.blocks, limits)
@@ -93,6 +102,9 @@ class EngineCore:
                 cache.
         """
         longest, vocab = self.runner.max_model_len, self.runner.spec.vocab_size
+        most = self.scheduler.max_active
+        if params.n > most:
+            raise RequestError(f"n is {params.n}, but {most} sequences may be under way; lower n or raise max_active")
         if not tokens:
             raise RequestError("the prompt is empty; give at least one token")
         wrong = next((token for token in tokens if not 0 <= token < vocab), None)
@@ -103,6 +115,9 @@ class EngineCore:
                 f"the prompt has {len(tokens)} tokens, which leaves no room for a new one in a context of {longest}; "
                 "shorten it or raise max_model_len"
             )
+        biased = next((token for token, _ in params.biases if not 0 <= token < vocab), None)
+        if biased is not None:
+            raise RequestError(f"logit_bias names the token id {biased}, but the model's ids go from 0 to {vocab - 1}")
         # The last token is sampled and never computed.
         most = min(len(tokens) + params.max_tokens, longest) - 1
         if self.blocks.blocks_for(most) > self.blocks.num_blocks:
@@ -115,12 +130,46 @@ class EngineCore:
         """Queue a request.
 
         Raises:
-            RequestError: It cannot be served (see `check_request`), or its id is in use.
+            RequestError: It cannot be served (see `check_request`), its id is in use, or as many are under way as
+                `max_inflight` allows.
         """
         self.check_request(tokens, params)
+        self._check_room(params.n)
         seq = self._new_sequence(list(tokens), len(tokens), params, request_id)
+        seq.siblings = [self._sibling(seq, number) for number in range(1, params.n)]
         self.scheduler.add(seq)
         return seq
+
+    @property
+    def num_inflight(self) -> int:
+        """Sequences that wait or run."""
+        return len(self._seqs) + sum(len(seq.siblings) for seq in self._seqs.values())
+
+    def has_room(self, n: int = 1) -> bool:
+        """Whether so many more may be under way."""
+        most = self.config.max_inflight
+        return most is None or self.num_inflight + n <= most
+
+    def _check_room(self, n: int) -> None:
+        if not self.has_room(n):
+            raise RequestError(
+                f"{self.num_inflight} sequences wait or run, and max_inflight={self.config.max_inflight} leaves no "
+                f"room for {n} more; try again when some have ended, or raise it"
+            )
+
+    def _sibling(self, seq: Sequence, number: int) -> Sequence:
+        """A sequence that draws another output for a prompt; it begins when the prompt has been computed."""
+        return dataclasses.replace(
+            seq,
+            request_id=f"{seq.request_id}/{number}",
+            tokens=list(seq.tokens),
+            # Far from those of other requests, whose seeds may be neighbours.
+            seed=(seq.seed + number * _GOLDEN) % 2**63,
+            timing=Timing(seq.timing.arrived),
+            block_table=[],
+            logprobs=[],
+            siblings=[],
+        )
 
     def _new_sequence(
         self, tokens: list[int], num_prompt: int, params: SamplingParams, request_id: str | None
@@ -131,8 +180,10 @@ class EngineCore:
                 self._num_requests += 1
             request_id = str(self._num_requests)
         number = self._num_requests
-        if request_id in self._seqs:
-            raise RequestError(f"a request with the id {request_id!r} is under way; choose another")
+        ids = [request_id, *(f"{request_id}/{number}" for number in range(1, params.n))]
+        taken = next((one for one in ids if one in self._seqs), None)
+        if taken is not None:
+            raise RequestError(f"a request with the id {taken!r} is under way; choose another")
         self._num_requests += 1
         seed = (self.config.seed * 1_000_003 + number) % 2**63 if params.seed is None else params.seed
         seq = Sequence(
@@ -164,11 +215,16 @@ class EngineCore:
         if not parent.prefilled:
             raise RequestError(f"request {request_id!r} has no token yet; fork it once it has")
         self.check_request(parent.tokens[: parent.num_prompt], params)
+        self._check_room(1)
+        if params.n > 1:
+            raise RequestError("a fork is one continuation; n > 1 is for new requests")
         if parent.num_output >= params.max_tokens:
             raise RequestError(f"request {request_id!r} has {parent.num_output} tokens already; raise max_tokens")
         child = self._new_sequence(list(parent.tokens), parent.num_prompt, params, new_id)
         child.timing.admitted, child.timing.first_token = child.timing.arrived, child.timing.arrived
         child.prefilled = True
+        if parent.params.logprobs is not None and params.logprobs is not None:
+            child.logprobs = list(parent.logprobs)
         self.blocks.fork(parent, child)
         self.scheduler.join(child)
         return child
@@ -247,21 +303,36 @@ class EngineCore:
         """Compute chunks; who got a token."""
         start = time.perf_counter()
         with annotate(ranges.PREFILL):
-            tokens = self.runner.prefill(chunks)
+            sampled = self.runner.prefill(chunks)
+            tokens = sampled.wait()
             with annotate(ranges.POSTPROCESS):
                 now = time.perf_counter()
                 for chunk in chunks:
                     chunk.seq.timing.admitted = chunk.seq.timing.admitted or start
                     chunk.seq.num_computed = chunk.end
                     self.blocks.publish(chunk.seq)
-                done = [chunk.seq for chunk in chunks if chunk.last]
-                for seq, token in zip(done, tokens, strict=True):
-                    self._accept(seq, token, now)
+                done = sampled_by(chunks)
+                for chunk in chunks:
+                    if chunk.last:
+                        self._begin_siblings(chunk.seq)
+                logprobs = sampled.logprobs()
+                for place, (seq, token) in enumerate(zip(done, tokens, strict=True)):
+                    self._accept(seq, token, now, logprobs.get(place))
         stats = self.stats
         stats.prefills += 1
         stats.prefill_seconds += time.perf_counter() - start
         stats.prefill_tokens += sum(chunk.end - chunk.start for chunk in chunks)
         return done
+
+    def _begin_siblings(self, seq: Sequence) -> None:
+        """Let those that share a prompt share its blocks, from its last token on."""
+        siblings, seq.siblings = seq.siblings, []
+        for sibling in siblings:
+            sibling.timing.admitted = seq.timing.admitted
+            sibling.num_cached_prompt = seq.num_cached_prompt
+            self._seqs[sibling.request_id] = sibling
+            self.blocks.fork(seq, sibling)
+            self.scheduler.join(sibling)
 
     def _decode(self, seqs: list[Sequence]) -> list[Sequence]:
         """Launch a step, and follow up the one before, or with no overlap this one; who got a token."""
@@ -299,16 +370,16 @@ class EngineCore:
         self.stats.wait_seconds += now - start
         leaving, self._leaving = self._leaving, []
         with annotate(ranges.POSTPROCESS):
-            size = self.config.block_size
+            size, logprobs = self.config.block_size, step.tokens.logprobs()
             advanced = []
-            for seq, token in zip(step.seqs, tokens, strict=True):
+            for place, (seq, token) in enumerate(zip(step.seqs, tokens, strict=True)):
                 if seq.finish_reason is not None:
                     continue
                 seq.num_pending -= 1
                 seq.num_computed += 1
                 if not seq.num_computed % size:
                     self.blocks.publish(seq)
-                self._accept(seq, token, now)
+                self._accept(seq, token, now, logprobs.get(place) if logprobs else None)
                 advanced.append(seq)
             # Those that had ended before this step was done; it was the last that computes them.
             self._free(leaving)
@@ -318,15 +389,42 @@ class EngineCore:
         for seq in seqs:
             self.blocks.release(seq)
 
-    def _accept(self, seq: Sequence, token: int, now: float) -> None:
+    def _accept(self, seq: Sequence, token: int, now: float, logprob: TokenLogprob | None) -> None:
+        if token < 0:
+            self._fail(seq, _NO_TOKEN, now)
+            return
         tokens, timing = seq.tokens, seq.timing
         tokens.append(token)
+        if logprob is not None:
+            seq.logprobs.append(logprob)
         timing.tokens.append(now)
         if not seq.prefilled:
             seq.prefilled = True
             timing.first_token = timing.first_token or now
-        if token in seq.stops or len(tokens) >= seq.max_len:
-            self._finish(seq, FinishReason.STOP if token in seq.stops else FinishReason.LENGTH, now)
+        stops = token in seq.stops
+        if seq.watch is not None:
+            try:
+                stops |= seq.watch()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's alone
+                self._fail(seq, f"its text could not be made: {type(error).__name__}: {error}", now)
+                return
+        if stops or len(tokens) >= seq.max_len:
+            self._finish(seq, FinishReason.STOP if stops else FinishReason.LENGTH, now)
+
+    def fail(self, seq: Sequence, error: str) -> None:
+        """End a request with an error, or let one that has just ended have ended with it."""
+        if seq.finish_reason is None:
+            self._fail(seq, error, time.perf_counter())
+            if not self.scheduler.running:
+                self.settle()
+        else:
+            seq.finish_reason, seq.error = FinishReason.ERROR, error
+
+    def _fail(self, seq: Sequence, error: str, now: float) -> None:
+        """End a request that cannot go on; what it has cached is not for others."""
+        seq.error = error
+        self.blocks.withdraw(seq)
+        self._finish(seq, FinishReason.ERROR, now)
 
     def _finish(self, seq: Sequence, reason: FinishReason, now: float) -> None:
         seq.finish_reason = reason
@@ -337,6 +435,10 @@ class EngineCore:
         else:
             self.blocks.release(seq)
         del self._seqs[seq.request_id]
+        # Those that have not begun end with it.
+        for sibling in seq.siblings:
+            sibling.finish_reason, sibling.error, sibling.timing.finished = reason, seq.error, now
+        seq.siblings = []
 
     def reset_prefix_cache(self) -> None:
         """Forget cached prefixes."""

@@ -20,6 +20,7 @@ from engine.staging import Returns
 from engine.variants.choice import Variants
 from engine.variants.inputs import DecodeInputs
 from engine.variants.sampler import Arriving
+from engine.variants.shaping import Asked, Shaper
 
 
 class _Rows:
@@ -128,6 +129,9 @@ class DeviceLoop:
         machine.ops.reserve_sampling(most, machine.model.spec.vocab_size, device)
         self._returns = Returns(most, device, stream)
         self._steps = Steps(variants.cuda_graph, most)
+        # Steps for batches that ask for more than a graph that samples has; recorded when first needed.
+        self._bare_steps = Steps(variants.cuda_graph, most) if self._samples_inside else self._steps
+        self._capture: Capture | None = None
         self._most = most
         self._logits = KeptLogits(most)
         self.reset()
@@ -136,9 +140,12 @@ class DeviceLoop:
         """Forget all sequences; recordings stay right."""
         self._machine.stream.launch(self._state.reset)
         self._rows = _Rows(self._state, self._steps, self._most)
+        self._shaper = Shaper(self._machine.ops, self._machine.device, self._machine.stream)
 
     def capture(self, capture: Capture, *, most: int | None = None) -> None:
         """Record graphs, where there are to be any; see `Steps.capture`. No sequence may have a row."""
+        self._capture = capture
+        self._bare_steps.forget()
         self._steps.capture(capture, self._step, most=most)
 
     def launch(self, seqs: list[Sequence]) -> Arriving:
@@ -151,12 +158,31 @@ class DeviceLoop:
             if target is not None:
                 state.send(target)
         size = self._rows.size
+        asked = self._shaper.ask(seqs, self._rows.rows, size)
+        if asked is not None:
+            return self._launch_shaped(asked, size)
         stream.launch(lambda: self._steps(size, self._step))
         with annotate(ranges.SAMPLE):
             if not self._samples_inside:
                 stream.launch(lambda: self._sample(self._logits.rows(size), size))
-            arrival = self._returns.fetch(state.rows(size).token_ids)
+            arrival = self._returns.fetch(state.rows(size).sampled)
         return Arriving(arrival, self._rows.index)
+
+    def _launch_shaped(self, asked: Asked, size: int) -> Arriving:
+        """A step that samples after its forward pass, from what requests make of the logits."""
+        rows, stream, shaper = self._state.rows(size), self._machine.stream, self._shaper
+        capture = self._capture if self._samples_inside else None
+        steps, step = self._bare_steps, self._bare_step
+        stream.launch(lambda: steps(size, step) if capture is None else steps.first(capture, step, size))
+        with annotate(ranges.SAMPLE):
+
+            def sample() -> None:
+                self._sample(shaper.scores(asked, self._logits.rows(size), rows.token_ids, rows.positions), size)
+
+            stream.launch(sample)
+            logprobs = shaper.logprobs(asked, lambda: self._logits.rows(size), rows.sampled)
+            arrival = self._returns.fetch(rows.sampled)
+        return Arriving(arrival, self._rows.index, logprobs)
 
     def repeat(self) -> None:
         """The last step's launches, once more, with nothing from the host before or after."""
@@ -167,13 +193,19 @@ class DeviceLoop:
 
     def _step(self, size: int) -> None:
         """What is recorded. It reads nothing that changes from step to step but the state."""
+        if self._samples_inside:
+            self._sample(self._run_forward(size), size)
+        else:
+            self._bare_step(size)
+
+    def _bare_step(self, size: int) -> None:
+        """A step that leaves its logits to be sampled from."""
+        self._logits.keep(self._run_forward(size))
+
+    def _run_forward(self, size: int) -> Tensor:
         rows = self._state.rows(size)
         inputs = DecodeInputs(rows.token_ids, rows.positions, rows.seq_lens)
-        logits = self._forward(inputs, rows.block_table[None], self._max_seq_len)
-        if self._samples_inside:
-            self._sample(logits, size)
-        else:
-            self._logits.keep(logits)
+        return self._forward(inputs, rows.block_table[None], self._max_seq_len)
 
     def _sample(self, logits: Tensor, size: int) -> None:
         self._machine.ops.sample_and_advance(logits, self._state.rows(size), self._state.dummy_block)

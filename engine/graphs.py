@@ -119,6 +119,12 @@ class Steps:
         for rows in sorted(self.sizes, reverse=True)[:most]:
             self._replays[rows] = capture(_with(step, rows))
 
+    def first(self, capture: Capture, step: Callable[[int], None], rows: int) -> None:
+        """Do the step of so many rows, and record it if it has not been; work that may be done twice."""
+        if self.captures and rows not in self._replays:
+            self._replays[rows] = capture(_with(step, rows))
+        self(rows, step)
+
     def forget(self) -> None:
         """Give up recordings, since what they touch is gone; until others are made, steps run piece by piece."""
         self._replays = {}

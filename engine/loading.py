@@ -21,6 +21,7 @@ from engine.machine import Machine
 from engine.models.checkpoint import Checkpoint, find_checkpoint, read_config, read_eos
 from engine.models.decoder import Decoder
 from engine.models.families import read_spec, rotary_table
+from engine.models.hf_model import HFModel, load_hf, outline
 from engine.models.presets import PRESETS, preset_config
 from engine.models.random_weights import RandomWeights
 from engine.models.spec import ModelSpec
@@ -29,8 +30,8 @@ from engine.ops.interface import Ops
 from engine.ops.torch_ops import TorchOps
 from engine.runner import Runner
 from engine.stream import stream_of
-from engine.variants.attention import AttentionBackend, ReferenceAttention, TritonAttention
-from engine.variants.choice import Variants, choose
+from engine.variants.attention import AttentionBackend, HFAttention, ReferenceAttention, TritonAttention
+from engine.variants.choice import Variants, block_size_fits, choose, head_dim_fits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -41,6 +42,8 @@ _log = logging.getLogger(__name__)
 CPU_CACHE_BYTES = 2**30
 # Slots are 32-bit integers.
 _MAX_SLOTS = 2**31 - 1
+# A cache that memory did not hold is tried again with this share of its blocks.
+_SMALLER = 0.9
 
 
 @dataclass(frozen=True)
@@ -70,21 +73,27 @@ def check_name_clash() -> None:
     )
 
 
-def find_model(model: str, load_format: str) -> Found:
+def find_model(model: str, load_format: str, *, hf: bool = False) -> Found:
     """Read the config of a preset (with `load_format` dummy), a folder or a hub id.
+
+    Args:
+        model: Its name.
+        load_format: As the option says.
+        hf: Whether transformers' own code is to run it; then the spec is an outline.
 
     Raises:
         ModelError: There is no such model, or it is of a kind that is not supported.
     """
     check_name_clash()
+    read = outline if hf else read_spec
     if load_format == "dummy" and model in PRESETS and not Path(model).is_dir():
         config = preset_config(model)
-        return Found(config, None, read_spec(config))
+        return Found(config, None, read(config))
     if model in PRESETS and "/" not in model and model != "gpt2":
         raise ModelError(f"{model!r} is a preset, which has random weights: add load_format='dummy'")
     folder = find_checkpoint(model)
     config = read_config(folder)
-    spec = read_spec(config)
+    spec = read(config)
     eos = read_eos(folder)
     return Found(config, folder, spec if eos is None else replace(spec, eos_token_ids=eos))
 
@@ -122,24 +131,16 @@ def load_core(found: Found, config: EngineConfig, progress: Callable[[str], None
         ModelError: The checkpoint is not what its config says.
     """
     say = progress or _log.info
-    spec = found.spec
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    max_model_len = _max_model_len(config, spec)
+    max_model_len = _max_model_len(config, found.spec)
+    hf = _load_hf(found, config, dtype, device, say) if config.attention_backend == "hf" else None
+    spec = found.spec if hf is None else hf.spec
     variants = choose(config, spec, device, dtype)
-    if found.folder is None or config.load_format == "dummy":
-        say(f"making random weights on {device}")
-        weights = build_weights(spec, RandomWeights(config.seed, spec.initializer_range, dtype, device))
-    else:
-        say(f"reading {found.folder}")
-        checkpoint = Checkpoint(found.folder, dtype, device)
-        weights = build_weights(spec, checkpoint)
-        checkpoint.check_all_used(tied=spec.tied)
     ops = make_ops(variants)
-    cos_sin = rotary_table(found.config, max_model_len, device) if spec.rope else None
     attention = make_attention(variants, spec, config, max_model_len, device)
     capture = functools.partial(CudaCapture, device) if variants.cuda_graph != "off" else None
-    model = Decoder(spec, weights, cos_sin, ops)
+    model = hf or _load_decoder(found, config, ops, max_model_len, dtype, device, say)
     machine = Machine(model, ops, attention, device, dtype, stream_of(device), capture)
     if device.type == "cuda":
         say("warming up")
@@ -150,6 +151,36 @@ def load_core(found: Found, config: EngineConfig, progress: Callable[[str], None
     if (runner.num_blocks + 1) * config.block_size > _MAX_SLOTS:
         raise ConfigError(f"num_blocks times block_size must be under 2**31; num_blocks is {runner.num_blocks}")
     return EngineCore(runner, config)
+
+
+def _load_hf(
+    found: Found, config: EngineConfig, dtype: torch.dtype, device: torch.device, say: Callable[[str], None]
+) -> HFModel:
+    folder = None if config.load_format == "dummy" else found.folder
+    say(f"making random weights on {device}" if folder is None else f"reading {folder}")
+    return load_hf(found.config, folder, found.spec, config.seed, dtype, device)
+
+
+def _load_decoder(
+    found: Found,
+    config: EngineConfig,
+    ops: Ops,
+    max_model_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Decoder:
+    spec = found.spec
+    if found.folder is None or config.load_format == "dummy":
+        say(f"making random weights on {device}")
+        weights = build_weights(spec, RandomWeights(config.seed, spec.initializer_range, dtype, device))
+    else:
+        say(f"reading {found.folder}")
+        checkpoint = Checkpoint(found.folder, dtype, device)
+        weights = build_weights(spec, checkpoint)
+        checkpoint.check_all_used(tied=spec.tied)
+    cos_sin = rotary_table(found.config, max_model_len, device) if spec.rope else None
+    return Decoder(spec, weights, cos_sin, ops)
 
 
 def make_ops(variants: Variants) -> Ops:
@@ -167,6 +198,10 @@ def make_attention(
     """The backend that the axis `attention_backend` names."""
     if variants.attention_backend == "reference":
         return ReferenceAttention()
+    if variants.attention_backend == "hf" and not (
+        variants.ops == "triton" and head_dim_fits(spec) and block_size_fits(config)
+    ):
+        return HFAttention()
     max_tokens = -(-max_model_len // config.block_size) * config.block_size
     heads = (spec.num_heads, spec.num_kv_heads, spec.head_dim)
     return TritonAttention(config.max_num_seqs, *heads, max_tokens, variants.attention_launch, device)
@@ -216,15 +251,51 @@ def _warmed_up(
                 f"gpu_memory_utilization={config.gpu_memory_utilization} leaves no memory for the cache beside "
                 f"{peak / 2**30:.1f} GiB of weights and activations; raise it, or lower max_num_batched_tokens"
             )
-        runner.reallocate(blocks)
+        machine.ops.trust_arguments()
+        machine.attention.trust_arguments()
+        if machine.capture is not None:
+            say("recording CUDA graphs")
+
+        def allocate(blocks: int) -> None:
+            runner.reallocate(blocks)
+            runner.capture()
+
+        allocate_what_fits(allocate, blocks, asked_for=config.num_blocks is not None, say=say)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             "the GPU's memory does not hold the weights, a step's activations and the cache; lower num_blocks, "
             "max_num_batched_tokens or max_num_seqs"
         ) from error
-    machine.ops.trust_arguments()
-    machine.attention.trust_arguments()
-    if machine.capture is not None:
-        say("recording CUDA graphs")
-        runner.capture()
     return runner
+
+
+def allocate_what_fits(
+    allocate: Callable[[int], None], blocks: int, *, asked_for: bool, say: Callable[[str], None]
+) -> None:
+    """Make a cache of so many blocks, or where memory does not hold it of fewer: what was free was an estimate.
+
+    Args:
+        allocate: Makes a cache, and everything that knows where it is; called again after it has failed.
+        blocks: How many.
+        asked_for: Whether somebody has named this number, which is then kept to.
+        say: Told of fewer.
+
+    Raises:
+        torch.OutOfMemoryError: Memory does not hold what was asked for, or not even one block.
+    """
+    while True:
+        try:
+            allocate(blocks)
+        except torch.OutOfMemoryError:
+            if asked_for or blocks == 1:
+                raise
+        else:
+            return
+        fewer = max(1, int(blocks * _SMALLER))
+        message = f"the GPU's memory does not hold a cache of {blocks} blocks beside CUDA graphs; trying {fewer}"
+        say(message)
+        _log.warning(message)
+        blocks = fewer
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -18,7 +18,7 @@ from engine.kv_cache import KVCache
 from engine.machine import Machine, Model
 from engine.ranges import annotate
 from engine.sampling_params import SamplingParams
-from engine.scheduler import Chunk
+from engine.scheduler import Chunk, sampled_by
 from engine.sequence import Sequence
 from engine.staging import Staging
 from engine.timing import Timing
@@ -26,7 +26,7 @@ from engine.variants.block_tables import BLOCK_TABLES, BlockTables, TableSizes
 from engine.variants.choice import Variants
 from engine.variants.inputs import INPUTS, Inputs, build_dense_mask
 from engine.variants.kv_append import KV_APPENDS, KVAppend
-from engine.variants.sampler import SAMPLERS, Sampler, Tokens
+from engine.variants.sampler import SAMPLERS, Known, Sampler, Tokens
 
 
 class _PrefillInputs(NamedTuple):
@@ -121,7 +121,7 @@ class Runner:
         self._machine.ops.copy_blocks(self.cache.keys, self.cache.values, on_device)
 
     @torch.inference_mode()
-    def prefill(self, chunks: list[Chunk]) -> list[int]:
+    def prefill(self, chunks: list[Chunk]) -> Tokens:
         """Compute chunks in one forward pass.
 
         Returns:
@@ -157,13 +157,14 @@ class Runner:
 
         with annotate(ranges.MODEL_FORWARD):
             hidden = model.forward(inputs.token_ids, inputs.positions, attend)
-            done = [chunk.seq for chunk in chunks if chunk.last]
+            done = sampled_by(chunks)
             if not done:
-                return []
+                return Known([])
             logits = model.logits(hidden[inputs.last_rows])
         with annotate(ranges.SAMPLE):
-            tokens, _ = self._sampler.sample(logits, done, inputs.positions[inputs.last_rows])
-        return tokens.wait()
+            last = inputs.last_rows
+            tokens, _ = self._sampler.sample(logits, done, lambda: inputs.token_ids[last], inputs.positions[last])
+        return tokens
 
     def _prefill_arrays(self, chunks: list[Chunk]) -> tuple[list[np.ndarray], list[int], list[int]]:
         """Parts of the packed inputs, in the order of `_PrefillInputs`, and bounds and lengths as lists."""
@@ -177,13 +178,16 @@ class Runner:
             used = -(-length // size)
             table[row, :used] = chunk.seq.block_table[:used]
         rows = np.repeat(np.arange(len(chunks)), np.diff(bounds))
+        last_rows = [
+            end - 1 for chunk, end in zip(chunks, bounds[1:], strict=True) if chunk.last for _ in sampled_by([chunk])
+        ]
         parts = [
             np.array([t for chunk in chunks for t in chunk.seq.tokens[chunk.start : chunk.end]], dtype=np.int32),
             positions,
             table[rows, positions // size] * size + positions % size,
             np.array(bounds, dtype=np.int32),
             np.array(seq_lens, dtype=np.int32),
-            np.array([end - 1 for chunk, end in zip(chunks, bounds[1:], strict=True) if chunk.last], dtype=np.int32),
+            np.array(last_rows, dtype=np.int32),
             table,
         ]
         return parts, bounds, seq_lens
@@ -221,7 +225,7 @@ class Runner:
             logits = self._forward(inputs, tables, max_seq_len, seqs)
             self._append.finish()
         with annotate(ranges.SAMPLE):
-            tokens, on_device = self._sampler.sample(logits, seqs, inputs.positions)
+            tokens, on_device = self._sampler.sample(logits, seqs, lambda: inputs.token_ids, inputs.positions)
             if on_device is not None:
                 self._inputs.sampled(seqs, on_device)
         return tokens
@@ -249,19 +253,31 @@ class Runner:
         """
         longest = min(max_prefill_tokens, self.max_model_len - 1)
         batch = min(max_prefill_seqs, max_prefill_tokens)
-        for batch, temperature in ((self._config.max_num_seqs, 1.0), (self._config.max_num_seqs, 0.0), (1, 0.0)):
-            self.decode([self._made_up(self.max_model_len - 1, temperature) for _ in range(batch)]).wait()
+        most, length = self._config.max_num_seqs, self.max_model_len - 1
+        greedy, drawn = SamplingParams(), SamplingParams(temperature=1.0)
+        for batch_size, params in ((most, self._everything_asked()), (most, drawn), (most, greedy), (1, greedy)):
+            self.decode([self._made_up(length, params) for _ in range(batch_size)]).wait()
         self.reset()
         # The largest graph has its memory beside a prefill's.
         self.capture(most=1)
         for count in (-(-max_prefill_tokens // longest), batch):
             length = max(1, min(longest, max_prefill_tokens // count))
-            self.prefill([Chunk(self._made_up(length, 0.0), 0, length, last=True) for _ in range(count)])
+            self.prefill([Chunk(self._made_up(length, greedy), 0, length, last=True) for _ in range(count)])
         self.reset()
 
-    def _made_up(self, length: int, temperature: float) -> Sequence:
+    def _everything_asked(self) -> SamplingParams:
+        """What needs the most memory, and every kernel that changes logits."""
+        return SamplingParams(
+            max_tokens=self.max_model_len,
+            temperature=1.0,
+            top_k=2,
+            frequency_penalty=1.0,
+            logit_bias={0: 1.0},
+            logprobs=1,
+        )
+
+    def _made_up(self, length: int, params: SamplingParams) -> Sequence:
         """A sequence of so many tokens, all of them in the first block."""
-        params = SamplingParams(temperature=temperature)
         seq = Sequence("warm-up", [0] * length, 1, params, 0, Timing(time.perf_counter()))
         seq.block_table = [0] * -(-length // self._config.block_size)
         return seq
@@ -269,5 +285,7 @@ class Runner:
     def reallocate(self, num_blocks: int) -> None:
         """Give the cache another size; what it held is lost."""
         self._loop = self._graphed = None
-        del self.cache, self._forward
+        # Gone before new memory is asked for; where that has failed before they are gone already.
+        for name in ("cache", "_forward"):
+            self.__dict__.pop(name, None)
         self._allocate(num_blocks)

@@ -1,12 +1,14 @@
 """Which sequences do what in the next step.
 
-Requests wait in the order in which they came. A sequence is admitted when there are blocks for all of its tokens,
-is prefilled (in chunks, where a step's budget is smaller), then decodes one token a step. Where decoding needs a
-block and none is left, the sequence admitted last gives up its blocks and waits again, first in line; its tokens
-are computed anew when it comes back. The oldest sequence is never made to wait by others, and every request alone
-fits into the cache, so every request ends.
+Requests wait in the order in which they came. They are admitted in that order, or (`pack`) so that prompts fill a step,
+where the oldest is passed over only so often. A sequence is admitted when there are blocks for all of its tokens, is
+prefilled (in chunks, where a step's budget is smaller), then decodes one token a step. Where decoding needs a block and
+none is left, the sequence admitted last gives up its blocks and waits again, first in line; its tokens are computed
+anew when it comes back. The oldest sequence is never made to wait by others for long, and every request alone fits into
+the cache, so every request ends.
 """
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -27,6 +29,11 @@ class Chunk:
     start: int
     end: int
     last: bool
+
+
+def sampled_by(chunks: list[Chunk]) -> list[Sequence]:
+    """The sequences for which a prefill of these chunks samples a token, in its order."""
+    return [seq for chunk in chunks if chunk.last for seq in (chunk.seq, *chunk.seq.siblings)]
 
 
 @dataclass
@@ -52,6 +59,8 @@ class Limits:
         chunked_prefill: Whether a prompt may be cut to fit. If not, a step's first prompt is taken whole, however
             long it is.
         decode_first: Whether decoding takes its tokens from the budget first, or prefill.
+        lookahead: Waiting requests among which the next is chosen; 1 is first come, first served.
+        force_fifo: Steps in which the oldest waiting request may be passed over before it must come next.
     """
 
     mode: str
@@ -62,6 +71,8 @@ class Limits:
     prefill_max_tokens: int
     chunked_prefill: bool
     decode_first: bool
+    lookahead: int = 1
+    force_fifo: int = 0
 
 
 class Scheduler:
@@ -79,7 +90,11 @@ class Scheduler:
         self._ready: list[Sequence] | None = None
         self._due: dict[int, list[Sequence]] = {}
         self._turn = 0
+        # The oldest that waits, and in how many steps others were admitted before it.
+        self._oldest: Sequence | None = None
+        self._passed = 0
         self._max_active = 1 if limits.mode == "naive" else limits.max_active
+        self.max_active = limits.max_active
 
     @property
     def has_work(self) -> bool:
@@ -201,18 +216,53 @@ class Scheduler:
         for seq in self.running.values():
             if not seq.prefilled and left > 0:
                 take(seq)
+        oldest = next(iter(self.waiting.values()), None)
+        if oldest is not self._oldest:
+            self._oldest, self._passed = oldest, 0
+        running = len(self.running)
         while self._admits(len(chunks)) and left > 0:
-            seq = next(iter(self.waiting.values()))
-            at_most = left if chunks and not limits.chunked_prefill else len(seq.tokens)
-            # Each running sequence keeps a block to grow into; otherwise what is admitted now is preempted next.
-            if not self.blocks.admit(seq, reserve=len(self.running), at_most=at_most):
+            new = self._admit_one(left, alone=not chunks)
+            if new is None:
                 break
-            take(seq)
-            self.running[seq.request_id] = self.waiting.pop(seq.request_id)
+            take(new)
+            self.running[new.request_id] = self.waiting.pop(new.request_id)
+        self._passed += len(self.running) > running and oldest is not None and oldest.request_id in self.waiting
         return chunks
+
+    def _admit_one(self, left: int, *, alone: bool) -> Sequence | None:
+        """The waiting sequence that is admitted next, with its blocks; None where there is none.
+
+        Args:
+            left: Tokens that the step has room for.
+            alone: Whether it has no others yet.
+        """
+        limits = self.limits
+        forced = limits.lookahead == 1 or self._passed >= limits.force_fifo
+        if not forced:
+            ahead = list(itertools.islice(self.waiting.values(), limits.lookahead))
+            # The longest first, the older first among equals.
+            for seq in sorted(ahead, key=lambda seq: -len(seq.tokens)):
+                if self._admit(seq, left):
+                    return seq
+        seq = next(iter(self.waiting.values()))
+        whole = not limits.chunked_prefill and not alone
+        return seq if self._admit(seq, left if whole else len(seq.tokens)) else None
+
+    def _admit(self, seq: Sequence, at_most: int) -> bool:
+        """Give it blocks, if there are enough, and no more than so many of its tokens are left to compute."""
+        if self.running and self._held() + 1 + len(seq.siblings) > self._max_active:
+            return False
+        # Each running sequence keeps a block to grow into; otherwise what is admitted now is preempted next.
+        return self.blocks.admit(seq, reserve=len(self.running), at_most=at_most)
 
     def _admits(self, num_chunks: int) -> bool:
         """Whether the mode and the limits on numbers let another sequence in."""
         closed = self.limits.mode == "offline" and not self._filling
-        full = len(self.running) >= self._max_active or num_chunks >= self.limits.prefill_max_batch_size
-        return bool(self.waiting) and not closed and not full
+        if not self.waiting or closed or num_chunks >= self.limits.prefill_max_batch_size:
+            return False
+        return not self.running or self._held() < self._max_active
+
+    def _held(self) -> int:
+        """Sequences that hold blocks, or will when the prompt that they share has been computed."""
+        running = self.running.values()
+        return len(running) + sum(len(seq.siblings) for seq in running if seq.siblings)

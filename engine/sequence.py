@@ -1,5 +1,6 @@
 """One request as the engine works on it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -13,6 +14,21 @@ class FinishReason(StrEnum):
     STOP = "stop"  # the model's end of text, or one of the request's stop ids
     LENGTH = "length"  # max_tokens, or the end of the context
     ABORT = "abort"
+    ERROR = "error"  # it could not go on; others did
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """What the model alone, before biases, penalties and temperature, thought of an output token.
+
+    Attributes:
+        logprob: Natural logarithm of the token's probability.
+        top: The likeliest tokens and theirs, likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: dict[int, float]
 
 
 @dataclass(eq=False)
@@ -32,6 +48,10 @@ class Sequence:
         max_len: Tokens that it may have in all; what the request asks for, or the model's context.
         stops: Tokens that end it.
         num_cached_prompt: Tokens that were in the prefix cache when it was first admitted.
+        logprobs: Of each output token, where the request asks for them.
+        watch: Looks at the tokens after each new one, and says whether they end the request.
+        siblings: Sequences that go on from its prompt once it has been computed, with `n` outputs for one prompt.
+        error: In a sentence, why it could not go on.
         num_published: Full blocks that are in the prefix cache, and `chain` the last of them; the block manager's.
     """
 
@@ -52,6 +72,10 @@ class Sequence:
     max_len: int = -1
     stops: frozenset[int] = frozenset()
     finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    error: str | None = None
+    watch: Callable[[], bool] | None = None
+    siblings: list["Sequence"] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """What only the request says."""

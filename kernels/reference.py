@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch program uses
 from torch import Tensor
 
+from kernels.rows import Seen, Shaping
+
 FP8_MAX = 448.0
 
 
@@ -235,9 +237,60 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, vocab: int) -> Tensor:
 
 
 def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-    """One token a sequence; see `kernels.sampling.sample`."""
+    """One token a sequence, or -1; see `kernels.sampling.sample`."""
     scores = logits.double()
     hot = temperatures > 0
     noise = gumbel_noise(seeds, positions, logits.shape[1])
     warm = scores / temperatures.double().where(hot, 1.0)[:, None] + noise
-    return torch.where(hot[:, None], warm, scores).argmax(-1)
+    best, token = torch.where(hot[:, None], warm, scores).max(-1)
+    return torch.where(best > -math.inf, token, -1)
+
+
+def add_biases(scores: Tensor, biases: Tensor) -> None:
+    """Add to single scores, in place; see `kernels.shaping.add_biases`."""
+    rows, tokens, bits = biases.unbind(1)
+    rows, tokens = rows.long(), tokens.long()
+    scores[rows, tokens] = scores[rows, tokens] + bits.contiguous().view(torch.float32).to(scores.dtype)
+
+
+def penalise(scores: Tensor, shaping: Shaping, seen: Seen, token_ids: Tensor, positions: Tensor) -> None:
+    """Add each row's last token to those seen and lower scores, in place; see `kernels.shaping.penalise`."""
+    rows, width = (shaping.seats >= 0).nonzero()[:, 0], seen.ids.shape[1]
+    seats, last = shaping.seats[rows].long(), token_ids[rows].int()
+    in_output = (positions[rows] > shaping.before_output[rows]).int()
+    place = torch.arange(width, device=scores.device)[None, :]
+    same = (place < seen.sizes[seats][:, None]) & (seen.ids[seats] == last[:, None])
+    known = same.any(1)
+    at = torch.where(known, same.int().argmax(1), seen.sizes[seats].long())
+    seen.ids[seats, at] = last
+    seen.counts[seats, at] = torch.where(known, seen.counts[seats, at], 0) + in_output
+    seen.sizes[seats] = seen.sizes[seats] + (~known).int()
+    filled = place < seen.sizes[seats][:, None]
+    of_row, at = filled.nonzero(as_tuple=True)
+    row, token = rows[of_row], seen.ids[seats][of_row, at].long()
+    count = seen.counts[seats][of_row, at]
+    score = scores[row, token]
+    repetition, presence, frequency = (
+        values[row].to(scores.dtype) for values in (shaping.repetition, shaping.presence, shaping.frequency)
+    )
+    score = torch.where(score < 0, score * repetition, score / repetition)
+    scores[row, token] = score - frequency * count - torch.where(count > 0, presence, 0.0)
+
+
+def keep_likely(scores: Tensor, shaping: Shaping) -> None:
+    """All but the likeliest become -inf, in place; see `kernels.shaping.keep_likely`."""
+    vocab = scores.shape[1]
+    hot = shaping.temperatures > 0
+    wide = scores.double() / shaping.temperatures.double().where(hot, 1.0)[:, None]
+    ordered = wide.sort(1, descending=True).values
+    top_k = torch.where((shaping.top_k > 0) & (shaping.top_k < vocab), shaping.top_k, vocab).long()
+    least = ordered.gather(1, top_k[:, None] - 1)
+    keep = wide >= least
+    # Sums of float64s differ from 1 in the last bits, which must not cost a token where top-p is off.
+    masses = ordered.masked_fill(ordered < least, -math.inf).softmax(1)
+    before = masses.cumsum(1) - masses
+    top_p = shaping.top_p.double()[:, None]
+    kept = ((before < top_p) | (top_p >= 1)).sum(1, keepdim=True).clamp(min=1)
+    keep &= wide >= ordered.gather(1, kept - 1)
+    keep &= (wide - ordered[:, :1]).exp() >= shaping.min_p.double()[:, None]
+    scores.masked_fill_(~(keep | scores.isnan() | ~hot[:, None]), -math.inf)

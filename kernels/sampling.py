@@ -3,6 +3,8 @@
 The largest of `logit / temperature + Gumbel noise` is a sample of the softmax. The noise of a token depends
 on the sequence's seed, the position and the token alone, so a sample does not depend on the batch or on the
 order of execution; `kernels.reference.gumbel_noise` gives the same numbers.
+
+A row of which a logit is NaN, or every one -inf, has no token: -1 stands for it.
 """
 
 from typing import NamedTuple
@@ -67,8 +69,20 @@ def sample_pieces_kernel(
             position -= tl.load(before_output_ptr + row)
         scores = scores / temperature + gumbel_noise(seed, position, token)
     best, where = tl.max(scores, 0, return_indices=True)
+    nan = tl.max((scores != scores).to(tl.int32), 0)
     tl.store(scores_ptr + row * tl.num_programs(1) + piece, best)
-    tl.store(tokens_ptr + row * tl.num_programs(1) + piece, piece * BLOCK_V + where)
+    tl.store(tokens_ptr + row * tl.num_programs(1) + piece, tl.where(nan > 0, -1, piece * BLOCK_V + where))
+
+
+@triton.jit
+def best_token(scores_ptr, tokens_ptr, row, NUM_PIECES: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The best of a row's pieces' best, or -1."""
+    offs = tl.arange(0, BLOCK_P)
+    scores = tl.load(scores_ptr + row * NUM_PIECES + offs, mask=offs < NUM_PIECES, other=float("-inf"))
+    tokens = tl.load(tokens_ptr + row * NUM_PIECES + offs, mask=offs < NUM_PIECES, other=0)
+    best, where = tl.max(scores, 0, return_indices=True)
+    token = tl.sum(tl.where(offs == where, tokens, 0), 0)
+    return tl.where((tl.min(tokens, 0) < 0) | (best == float("-inf")), -1, token)
 
 
 @triton.jit
@@ -77,12 +91,10 @@ def sample_best_kernel(
 ):
     """One program a sequence: the best of the pieces' best."""
     row = tl.program_id(0).to(tl.int64)
-    offs = tl.arange(0, BLOCK_P)
     if EARLY:
         wait_for_inputs()
-    scores = tl.load(scores_ptr + row * NUM_PIECES + offs, mask=offs < NUM_PIECES, other=float("-inf"))
-    _, where = tl.max(scores, 0, return_indices=True)
-    tl.store(out_ptr + row, tl.load(tokens_ptr + row * NUM_PIECES + where).to(out_ptr.dtype.element_ty))
+    token = best_token(scores_ptr, tokens_ptr, row, NUM_PIECES, BLOCK_P)
+    tl.store(out_ptr + row, token.to(out_ptr.dtype.element_ty))
 
 
 def sampling_workspace(batch: int, vocab: int, device: torch.device | str) -> SamplingWorkspace:
@@ -166,6 +178,7 @@ def sample(
         "max_lens_ptr",
         "stop_ids_ptr",
         "block_table_ptr",
+        "sampled_ptr",
         "stride_stops",
         "stride_table",
         "dummy_block",
@@ -179,6 +192,7 @@ def sample_advance_kernel(
     max_lens_ptr,
     stop_ids_ptr,
     block_table_ptr,
+    sampled_ptr,
     scores_ptr,
     tokens_ptr,
     stride_stops,
@@ -192,19 +206,18 @@ def sample_advance_kernel(
 ):
     """One program a sequence: the best of the pieces' best, and where that leaves the sequence."""
     row = tl.program_id(0).to(tl.int64)
-    offs = tl.arange(0, BLOCK_P)
     if EARLY:
         wait_for_inputs()
-    scores = tl.load(scores_ptr + row * NUM_PIECES + offs, mask=offs < NUM_PIECES, other=float("-inf"))
-    _, where = tl.max(scores, 0, return_indices=True)
-    token = tl.load(tokens_ptr + row * NUM_PIECES + where)
+    token = best_token(scores_ptr, tokens_ptr, row, NUM_PIECES, BLOCK_P)
     offs_s = tl.arange(0, BLOCK_S)
     stop_ids = tl.load(stop_ids_ptr + row * stride_stops + offs_s, mask=offs_s < NUM_STOPS, other=-1)
     length = tl.load(seq_lens_ptr + row) + 1
     position = tl.load(positions_ptr + row) + 1
-    stops = (length >= tl.load(max_lens_ptr + row)) | (tl.max((stop_ids == token).to(tl.int32), 0) > 0)
+    # A row without a token ends; -1 fills stop ids up, too.
+    stops = (length >= tl.load(max_lens_ptr + row)) | (tl.max((stop_ids == token).to(tl.int32), 0) > 0) | (token < 0)
     if tl.load(finished_ptr + row) == 0:
-        tl.store(token_ids_ptr + row, token)
+        tl.store(token_ids_ptr + row, tl.maximum(token, 0))
+        tl.store(sampled_ptr + row, token)
         if stops:
             # From here on it reads and writes one position of a block that is nobody's.
             tl.store(finished_ptr + row, 1)
@@ -221,8 +234,8 @@ def sample_and_advance(
 ) -> None:
     """Sample a token for every running sequence and move it on by that token; two launches, nothing from the host.
 
-    A sequence finishes when the token is one of its stop ids, or makes it as long as it may be. From then on its token
-    stays, and it stands at position 0 of `dummy_block`, where writing does no harm.
+    A sequence finishes when the token is one of its stop ids, or makes it as long as it may be, or when there is none.
+    From then on its token stays, and it stands at position 0 of `dummy_block`, where writing does no harm.
 
     Args:
         logits: `[num_seqs, vocab]` in fp32, fp16 or bf16, rows contiguous.
@@ -267,6 +280,7 @@ def sample_and_advance(
         rows.max_lens,
         rows.stop_ids,
         rows.block_table,
+        rows.sampled,
         *workspace,
         rows.stop_ids.stride(0),
         rows.block_table.stride(0),

@@ -8,8 +8,8 @@ from tracetool import budgets as budgeting
 from tracetool import checking, snapshots
 from tracetool.checking import Check, Result, TraceBaseline
 from tracetool.chrome import read
-from tracetool.errors import BudgetError
-from tracetool.output import write
+from tracetool.errors import BudgetError, OutputError
+from tracetool.output import is_stream, write
 from tracetool.project import nearest_pyproject
 from tracetool.snapshots import Section, Snapshot, SnapshotBaseline
 from tracetool.summary import summarize
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tracetool.summary import TraceSummary
 
 _MARK = snapshots.HEADER.rpartition(" ")[0].encode()
+_MOST_TEXT = 64 << 20
 _TRACES_BEGIN_WITH = (b"{", b"[", b"\x1f\x8b")
 
 
@@ -57,22 +58,33 @@ def read_snapshot(path: Path) -> Snapshot:
     return snapshots.parse(_text(path), str(path))
 
 
-def write_snapshot(snapshot: Snapshot, path: Path) -> None:
-    """Write a snapshot in the place of what was there.
+def write_snapshot(snapshot: Snapshot, path: Path | None) -> None:
+    """Write a snapshot in the place of what was there; None for standard output.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or could not be read again.
     """
-    write(snapshots.to_text(snapshot), path)
+    text = snapshots.to_text(snapshot)
+    if len(text) > _MOST_TEXT:
+        raise OutputError(
+            f"the snapshot has more than {_MOST_TEXT >> 20} MiB, and would not be read: --fold counts ranges together"
+        )
+    write(text, path)
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MOST_TEXT + 1)
     except OSError as error:
         raise BudgetError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise BudgetError(f"{path} cannot be read: it is not UTF-8 text") from None
+    if len(text) > _MOST_TEXT:
+        raise BudgetError(
+            f"{path} has more than {_MOST_TEXT >> 20} MiB, which is refused: name a file of budgets or counts"
+        )
+    return text
 
 
 class Reference:
@@ -90,6 +102,8 @@ class Reference:
         self.path = path
         self.trace: TraceSummary | None = None
         self.snapshot = Snapshot({})
+        if is_stream(path):
+            raise BudgetError(f"{path} is a pipe or a device, which cannot be looked into and then read; name a file")
         try:
             with path.open("rb") as file:
                 head = file.read(64)

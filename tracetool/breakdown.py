@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracetool import by_name
-from tracetool.errors import SettingError
+from tracetool.errors import SettingError, TraceReadError
 from tracetool.events import DEVICE_WORK
 from tracetool.metrics import op_calls
 
@@ -87,11 +87,12 @@ def break_down(sides: Sequence[Side]) -> list[Breakdown]:
 
     Raises:
         SettingError: HTA is not installed.
+        TraceReadError: HTA cannot read a trace.
     """
     if not installed():
         raise SettingError(NOT_INSTALLED)
     with _quiet():
-        loaded = [(side, _load(side.summary) if _lack(side) is None else None) for side in sides]
+        loaded = [(side, _loaded(side) if _lack(side) is None else None) for side in sides]
         found = [_of_one(side, analysis) for side, analysis in loaded]
         first, baseline = loaded[0]
         found += [
@@ -109,6 +110,14 @@ def _lack(side: Side) -> str | None:
     if not side.summary.step_count:
         return f"'{side.label}' has no profiler steps, by which HTA cuts a trace: call tracetool.step() after each step"
     return None
+
+
+def _loaded(side: Side) -> Any:
+    try:
+        return _load(side.summary)
+    except Exception as error:
+        message = f"HTA cannot read {side.summary.source}: {type(error).__name__}: {_sentence(error)}"
+        raise TraceReadError(message) from error
 
 
 def _load(found: TraceSummary) -> Any:

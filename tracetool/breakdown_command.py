@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
 from tracetool.errors import SettingError
 from tracetool.options import TRACE, labels_option, output_options
-from tracetool.output import check_target, write
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tracetool.output import check_target, is_stream, write
 
 
 @click.command()
@@ -42,8 +39,9 @@ def breakdown(
     paths = (trace, *variants)
     if not installed():
         raise SettingError(NOT_INSTALLED)
-    if "-" in paths:
-        raise SettingError("standard input cannot be broken down: HTA reads files; name one")
+    if (stream := next((path for path in paths if path == "-" or is_stream(Path(path))), None)) is not None:
+        what = "standard input" if stream == "-" else stream
+        raise SettingError(f"{what} cannot be broken down: HTA reads files; name one")
     found = break_down(lay_out([summarize(read(path)) for path in paths], labels=labels).sides)
     if not any(one.tables for one in found):
         raise SettingError("; ".join(sentence for one in found for sentence in one.missing))

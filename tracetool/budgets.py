@@ -33,9 +33,9 @@ _OWN = ("range", "per", "allow")
 _PLACES = ("op", "line")
 _SELF = "self."
 
-_NUMBER = r"(?P<number>\d[\d_,]*(?:\.\d+)?)"
+_NUMBER = r"(?P<number>\d[\d_,]{0,40}(?:\.\d{1,40})?)"
 _BOUND = re.compile(
-    rf"\s*(?P<relation><=|>=|==|<|>|=)?\s*(?:(?P<baseline>baseline)(?:\s*\*\s*(?P<factor>\d+(?:\.\d+)?))?"
+    rf"\s*(?P<relation><=|>=|==|<|>|=)?\s*(?:(?P<baseline>baseline)(?:\s*\*\s*(?P<factor>\d{{1,40}}(?:\.\d{{1,40}})?))?"
     rf"|{_NUMBER}\s*(?P<unit>[A-Za-z]+)?)\s*"
 )
 _UNITS: dict[Unit, dict[str, int]] = {
@@ -160,7 +160,7 @@ def parse_toml(text: str, source: str) -> list[Budget]:
     """
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits is no TOMLDecodeError
         raise BudgetError(f"{source} is not TOML: {error}") from None
     project = "tool" in content or "project" in content
     if project:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -14,6 +13,7 @@ import click
 from tracetool.capturing.options import DEFAULT_ACTIVE, window_of
 from tracetool.errors import CaptureError, SettingError, TracetoolError
 from tracetool.options import target_option
+from tracetool.output import harmless
 from tracetool.presenting import INTERRUPTED, StatusLine, fail
 
 if TYPE_CHECKING:
@@ -189,15 +189,18 @@ def _print_traceback(error: Exception) -> None:
 
 def _report(one: Capture) -> int:
     """Say what was captured; the exit code of a trace that is not to be believed."""
+    from tracetool.render.words import to_type
+
     result = one.result
     if result is None:
         return 0
     steps = f", {result.steps} steps" if result.steps else ""
     lines = f", {result.lines.known:,} of {result.lines.ops:,} ops have their line" if result.lines else ""
-    click.echo(f"{result.path}  {result.events:,} events{steps}{lines}")
+    click.echo(harmless(f"{result.path}  {result.events:,} events{steps}{lines}"))
     if result.warning is not None:
         return fail(f"{result.path}: {result.warning}", CaptureError.exit_code)
-    click.echo(f"next: {shlex.join(['tracetool', 'summary', str(result.path)])}")
+    if typed := to_type(["summary", str(result.path)]):
+        click.echo(f"next: {typed}")
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import click
 from tracetool.errors import BudgetError, OutputError, SettingError
 from tracetool.opening import summarize_all
 from tracetool.options import FORMATS, TRACE, output_options, reading_options
-from tracetool.output import check_target, write
+from tracetool.output import check_target
 from tracetool.presenting import FAILED, emit, exit_code_of, fail
 
 if TYPE_CHECKING:
@@ -75,9 +74,8 @@ def check(
             "file of them with --budgets, or a snapshot with --baseline"
         )
     [found], eager = summarize_all([trace], options)
-    unhealthy = exit_code_of([found, *eager])
     if update and baseline is not None:
-        if unhealthy:
+        if unhealthy := exit_code_of([found, *eager]):
             context.exit(unhealthy)
         told, snapshot = baselines.accept(found, budgets, baseline)
         baselines.write_snapshot(snapshot, baseline)
@@ -86,22 +84,24 @@ def check(
             found, budgets, None if baseline is None else baselines.Reference(baseline), any_env=any_env
         )
     emit("check", told, form, output, View(everything=everything, command=_next(trace, told)))
-    if told.not_comparable:
+    unhealthy = exit_code_of([found, *eager])
+    if told.not_comparable and not unhealthy:
         unhealthy = fail(f"{told.not_comparable}; --any-env compares all the same, --update adds this one", FAILED)
     context.exit(unhealthy or (BROKEN if told.broken else 0))
 
 
 def _next(trace: str, told: Check) -> str:
     """The command that looks at the first violation; where a count is not that of a snapshot, the one to accept it."""
-    from tracetool.render.words import pattern_of
+    from tracetool.render.words import pattern_of, to_type
 
-    if not told.broken or trace == "-":
+    if not told.broken:
         return ""
     first = told.broken[0]
     if first.against == "snapshot":
-        return f"accept: {shlex.join(['tracetool', 'check', trace, '--baseline', told.baseline, '--update'])}"
-    command = ["tracetool", "summary", trace]
-    return f"next: {shlex.join([*command, *(['--range', pattern_of(first.path), '--all'] if first.path else [])])}"
+        typed = to_type(["check", trace, "--baseline", told.baseline, "--update"])
+        return typed and f"accept: {typed}"
+    typed = to_type(["summary", trace, *(["--range", pattern_of(first.path), "--all"] if first.path else [])])
+    return typed and f"next: {typed}"
 
 
 @click.command()
@@ -136,5 +136,4 @@ def snapshot(context: click.Context, /, trace: str, output: Path | None, force: 
             f"{output} has other counts for {snapshots.environment_text(section.environment)} already; --force "
             "replaces them, and `tracetool check --update` shows what differs"
         )
-    text = snapshots.to_text(kept.with_section(section))
-    write(text, output)
+    baselines.write_snapshot(kept.with_section(section), output)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import shlex
 import sys
 import traceback
 from dataclasses import replace
@@ -272,8 +271,10 @@ def _check_patterns(view: View, all_paths: Iterable[RangePath]) -> None:
 
 
 def _with_next(view: View, command: list[str]) -> View:
-    again = "-" not in command  # what came through a pipe cannot be read again
-    return replace(view, command=f"next: {shlex.join(['tracetool', *command])}" if again else "")
+    from tracetool.render.words import to_type
+
+    typed = to_type(command)
+    return replace(view, command=typed and f"next: {typed}")
 
 
 def _read_alike(options: dict[str, Any]) -> list[str]:

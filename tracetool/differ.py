@@ -389,16 +389,27 @@ def lay_out(
 
 def outer_paths(changed: Iterable[Path], paths: Iterable[Path]) -> set[Path]:
     """The paths that have a changed one in them: a change shows in every range around the one that it was made in."""
+    around_only: set[Path] = set()
     around: set[Path] = set()
-    around_steps: set[Path] = set()
     for path in changed:
         if path[-1] == STEP:
-            around.add(path[:-1])
+            around_only.add(path[:-1])
         elif path not in ((NO_RANGE,), (BEFORE_WINDOW,)):
-            outer = {path[:depth] for depth in range(len(path))}
-            around |= outer
-            around_steps |= outer
-    return {path for path in paths if (path[:-1] in around_steps if path[-1] == STEP else path in around)}
+            add_outer(path, around)
+    return {
+        path for path in paths if (path[:-1] in around if path[-1] == STEP else path in around or path in around_only)
+    }
+
+
+def add_outer(path: Path, known: set[Path]) -> None:
+    """Add all paths around this one, the empty one too, to a set that has each only with all paths around it.
+
+    Each is looked at once, however many paths lie in it: a path of a thousand names has a thousand around it.
+    """
+    for depth in range(len(path) - 1, -1, -1):
+        if path[:depth] in known:
+            return
+        known.add(path[:depth])
 
 
 def _file_labels(sources: Sequence[str]) -> list[str]:

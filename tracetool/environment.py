@@ -11,6 +11,9 @@ _OURS = "tracetool"
 # Of one capture, and different in the next one of the same program on the same machine.
 _OF_ONE_CAPTURE = frozenset({"trace_id", "traceName", "baseTimeNanoseconds", "displayTimeUnit", "deviceProperties"})
 
+_DEEPEST = 20
+"""Levels of settings within settings; what lies deeper was not written by a profiler."""
+
 
 def as_captured(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     """What `tracetool capture` noted in a trace; nothing in those of others."""
@@ -45,18 +48,19 @@ def _settings(ours: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, dict):
             prefix = f"{name}." if name in {"host", "git"} else ""
             told.update({f"{prefix}{key}": each for key, each in value.items()})
-    told.update({name: value for name, value in (ours.get("options") or {}).items() if value})
+    options = ours.get("options")
+    told.update({name: value for name, value in options.items() if value} if isinstance(options, dict) else {})
     if "driver" in ours:
         told["driver"] = ours["driver"]
     return _flat("", told)
 
 
-def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
+def _flat(prefix: str, values: Mapping[str, Any], deepest: int = _DEEPEST) -> dict[str, str]:
     """Nested settings by dotted names; lists, which describe and do not set, are left out."""
     found: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            found.update(_flat(f"{prefix}{key}.", value))
+            found.update(_flat(f"{prefix}{key}.", value, deepest - 1) if deepest else {})
         elif isinstance(value, str | int | float | bool):
             found[f"{prefix}{key}"] = _version(value) if key.startswith(("cuda_", "hip_")) else str(value)
     return found

@@ -17,10 +17,11 @@ import msgspec
 import numpy as np
 
 from tracetool.chrome.mend import mend
-from tracetool.chrome.source import open_bytes
-from tracetool.differ import Status
+from tracetool.chrome.source import read_whole
+from tracetool.differ import Status, add_outer
 from tracetool.errors import SettingError, TraceReadError
 from tracetool.folding import STEP
+from tracetool.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 Event = dict[str, Any]
 Key = tuple[Any, Any]
+
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_LARGEST_US = 2.0**62 / 1000
+"""Times beyond this are none; two below it add up within 64 bits of nanoseconds."""
 
 _MOST_COUNTERS = 12
 _COUNTED = {"launches": ("kernel_launches", "graph_launches"), "copies": ("copies",)}
@@ -60,16 +65,22 @@ def raw_events(path: str) -> list[Event]:
     """All events of a trace as its file has them.
 
     Raises:
-        TraceReadError: it has none.
+        TraceReadError: it has none, or is too large to be held whole.
+        SettingError: the environment sets a limit that is none.
     """
-    with open_bytes(path) as file:
-        text = file.read()
+    limits = Limits.of_environment()
+    text = read_whole(path, limits.merge_bytes)
+    if len(text) > limits.merge_bytes:
+        raise TraceReadError(
+            f"{path} has more than {limits.max_merge_mib:,} MiB of JSON, which is not merged: "
+            "TRACETOOL_MAX_MERGE_MIB sets another limit"
+        )
     try:
         whole = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _NOT_JSON:
         try:
             whole = msgspec.json.decode(mend(text)[0])
-        except msgspec.DecodeError as error:
+        except _NOT_JSON as error:
             raise TraceReadError(f"{path} is cut off or no JSON, and cannot be merged: {error}") from None
     events = whole.get("traceEvents") if isinstance(whole, dict) else whole
     if not isinstance(events, list):
@@ -133,12 +144,14 @@ def _us(nanoseconds: int) -> float:
 
 def _timed(events: Iterable[Event]) -> Iterator[Event]:
     for event in events:
-        if event.get("ph") != "M" and isinstance(event.get("ts"), int | float | str):
+        phase = event.get("ph")
+        if isinstance(phase, str) and phase != "M" and isinstance(event.get("ts"), int | float | str):
             try:
-                float(event["ts"])
-            except ValueError:
+                microseconds = float(event["ts"])
+            except (ValueError, OverflowError):
                 continue
-            yield event
+            if abs(microseconds) < _LARGEST_US:  # what is no number is not below either
+                yield event
 
 
 @dataclass
@@ -263,7 +276,7 @@ class _Side:
             if tid is None:
                 self.unpaired += 1
             else:
-                flows[event.get("cat"), event.get("name"), str(event.get("id"))].append((event, tid))
+                flows[str(event.get("cat")), str(event.get("name")), str(event.get("id"))].append((event, tid))
         for ends in flows.values():
             phases = {event["ph"] for event, _ in ends}
             if not {"s", "f"} <= phases:
@@ -271,7 +284,7 @@ class _Side:
                 continue
             number = next(self._numbers.flow)
             for event, tid in ends:
-                yield self._at(event, _ns(event["ts"]), self._pid(event.get("pid")), tid, id=number, bp="e")
+                yield self._at(event, _ns(event["ts"]), self._pid(_key(event)[0]), tid, id=number, bp="e")
 
     # What is added -----------------------------------------------------------------------------------------
 
@@ -341,9 +354,10 @@ def _plain(value: Any) -> Any:
 
 def _duration(event: Event) -> int:
     try:
-        return max(0, _ns(event.get("dur", 0)))
-    except (TypeError, ValueError):
+        duration = _ns(event.get("dur", 0))
+    except (TypeError, ValueError, OverflowError):
         return 0
+    return duration if 0 <= duration < _LARGEST_US * 1000 else 0
 
 
 def _lined_up(path: tuple[str, ...]) -> tuple[str, ...]:
@@ -358,7 +372,9 @@ def _changed(found: TraceDiff, side: int) -> list[DiffRow]:
         for row in found.rows
         if (row.status if not side else row.fate(side - 1)) is not Status.SAME and row.path[-1] != STEP
     ]
-    outer = {row.path[:depth] for row in changed for depth in range(1, len(row.path))}
+    outer: set[tuple[str, ...]] = set()
+    for row in changed:
+        add_outer(row.path, outer)
     return [row for row in changed if row.path not in outer]
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tracetool.errors import SettingError
+from tracetool.output import harmless
 from tracetool.rank_files import check_distinct, names_several, rank_of, traces_in
 
 if TYPE_CHECKING:
@@ -176,8 +177,9 @@ class _Progress:
             raise click.Abort
         if time.monotonic() - self._began < _PATIENCE_S:
             return
+        name = harmless(self._path)
         if sys.stderr.isatty():
-            click.echo(f"\rreading {self._path}: {read >> 20:,} MiB", nl=False, err=True)
+            click.echo(f"\rreading {name}: {read >> 20:,} MiB", nl=False, err=True)
         elif not self._shown:
-            click.echo(f"reading {self._path} ...", err=True)
+            click.echo(f"reading {name} ...", err=True)
         self._shown = True

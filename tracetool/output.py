@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 from tracetool.errors import OutputError
+
+if sys.platform != "win32":
+    import fcntl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
+"""Characters that would steer a terminal: names of files and in traces hold anything."""
+
+
+def harmless(text: str) -> str:
+    """A text as it is, but on one line and without characters that would steer a terminal."""
+    return STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def check_target(target: Path | None, *, force: bool) -> None:
@@ -23,15 +40,15 @@ def check_target(target: Path | None, *, force: bool) -> None:
             raise OutputError(f"{target} is a directory; name a file in it")
         if not target.parent.is_dir():
             raise OutputError(f"{target} cannot be written: there is no folder {target.parent}; make it first")
-        if target.exists() and not _is_stream(target) and not force:
+        if target.exists() and not is_stream(target) and not force:
             raise OutputError(f"{target} exists already; --force overwrites it")
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error.strerror}") from None
 
 
-def _is_stream(target: Path) -> bool:
-    """Whether it is a device or a pipe, like /dev/null: it is written to and never replaced."""
-    return target.exists() and not target.is_file()
+def is_stream(target: Path) -> bool:
+    """Whether it is a device or a pipe, like /dev/null: never replaced, and read only once."""
+    return target.exists() and not target.is_file() and not target.is_dir()
 
 
 def write(text: str, target: Path | None) -> None:
@@ -54,24 +71,63 @@ def write_bytes(content: bytes, target: Path) -> None:
     """
     try:
         target = target.resolve()  # a link stays, and what it points to is replaced
-        if _is_stream(target):
+        if is_stream(target):
             target.write_bytes(content)
             return
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(content)
-                file.close()
-                # A temporary file is private; a result is as readable as any file made here.
-                mask = os.umask(0)
-                os.umask(mask)
-                temporary.chmod(0o666 & ~mask)
-                temporary.replace(target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        with replacing(target) as file:
+            file.write(content)
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """A file beside `target` that takes its place when all has been written; after a failure `target` stays.
+
+    A process that is killed leaves its file behind, which the next one to write `target` removes.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    _sweep(target)
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=_prefix(target), suffix=_SUFFIX, delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            _lock(file)
+            yield cast("BinaryIO", file)
+            file.flush()
+            # A temporary file is private; a result is as readable as any file made here.
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+_SUFFIX = ".part"
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name[:80]}."  # names of files are bounded
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Keep others from removing a file as long as it is open, wherever files can be locked."""
+    if sys.platform != "win32":
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what processes left that were killed while they wrote a target: files that nobody holds any more."""
+    if sys.platform == "win32":
+        return
+    for left in target.parent.iterdir():
+        if left.name.startswith(_prefix(target)) and left.name.endswith(_SUFFIX):
+            with contextlib.suppress(OSError), left.open("rb") as file:
+                _lock(file)
+                left.unlink()
 
 
 def _print(text: str) -> None:

@@ -11,7 +11,7 @@ import click
 
 from tracetool.errors import OutputError, SettingError
 from tracetool.options import TRACE, labels_option, target_option
-from tracetool.output import check_target, write_bytes
+from tracetool.output import check_target, harmless, is_stream, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +66,7 @@ def open_traces(
         trace, title = merged.text, " vs ".join(side.label for side in found.sides)
         place = _merged_place(found, merged, pattern)
     with Viewer(trace, title, place, offline=offline) as viewer:
-        click.echo(f"{title}: {viewer.address} (until its page is closed, or Ctrl-C)")
+        click.echo(f"{harmless(title)}: {viewer.address} (until its page is closed, or Ctrl-C)")
         sys.stdout.flush()
         if not no_browser and not webbrowser.open(viewer.address):
             click.echo("no browser could be started; open the address in one", err=True)
@@ -106,6 +106,8 @@ def merge(
 def _check_inputs(paths: Sequence[str]) -> None:
     if "-" in paths:
         raise SettingError("standard input cannot be shown: its events are read more than once; name a file")
+    if (pipe := next((path for path in paths if is_stream(Path(path))), None)) is not None:
+        raise SettingError(f"{pipe} is a pipe or a device: its events are read more than once; name a file")
 
 
 def _summary(path: str) -> TraceSummary:

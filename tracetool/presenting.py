@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracetool.output import write
+from tracetool.output import harmless, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ _WIDTH_OF_FILES = 120
 
 def fail(message: str, code: int) -> int:
     """Say why a command fails, on standard error; the code, for it to be returned."""
-    click.echo(f"tracetool: {message}", err=True)
+    click.echo(f"tracetool: {harmless(message)}", err=True)
     return code
 
 
@@ -73,7 +73,7 @@ class StatusLine:
     def show(self, text: str) -> None:
         """Put this in the place of what was shown before."""
         if self._shown:
-            click.echo(f"\r\x1b[K{text}", nl=False, err=True)
+            click.echo(f"\r\x1b[K{harmless(text)}", nl=False, err=True)
 
 
 def view_of(options: dict[str, Any]) -> View:

@@ -26,6 +26,7 @@ NO_RANGE = "(no range)"
 BEFORE_WINDOW = "(before the window)"
 
 _MODULE = "nn.Module: "
+_NAME_BYTES = 8
 
 
 class SourceKind(enum.StrEnum):
@@ -73,6 +74,13 @@ class PathTree:
             names.append(self.name[number])
             number = self.parent[number]
         return tuple(reversed(names))
+
+    def bytes_of_all(self) -> int:
+        """What all paths take, each as its names and as text."""
+        sizes: list[int] = []
+        for parent, name in zip(self.parent, self.name, strict=True):
+            sizes.append(_NAME_BYTES + len(name) + (sizes[parent] if parent >= 0 else 0))
+        return sum(sizes)
 
     def number(self, numbers: dict[tuple[int, str], int], parent: int, name: str) -> int:
         """The number of a path, which is added if there is none; `numbers` knows those that there are."""

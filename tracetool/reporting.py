@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tracetool.errors import SettingError
-from tracetool.output import check_target, write
+from tracetool.output import check_target, harmless, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,13 +58,13 @@ def write_report(found: TraceDiff, target: Path, command: Sequence[str], notes: 
         notes: sentences for its top.
     """
     from tracetool.render.report.page import Extras, report
+    from tracetool.render.words import to_type
 
-    again = "" if "-" in command else shlex.join(["tracetool", *command])
     breakdowns, why_not = _breakdowns(found)
-    extras = Extras(command=again, notes=notes, breakdowns=breakdowns, no_breakdown=why_not)
+    extras = Extras(command=to_type(command), notes=notes, breakdowns=breakdowns, no_breakdown=why_not)
     write(report(found, extras), target)
     if sys.stderr is not None and sys.stderr.isatty():
-        click.echo(f"report: {target}", err=True)
+        click.echo(harmless(f"report: {target}"), err=True)
 
 
 def _breakdowns(found: TraceDiff) -> tuple[list[Breakdown], str]:

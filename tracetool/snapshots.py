@@ -24,6 +24,7 @@ import itertools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tracetool import measuring
@@ -48,7 +49,7 @@ SETTINGS = ("gpu", "torch", "triton", "cuda")
 _RECORDS = {Needs.DEVICE: "device", Needs.MEMORY: "memory", Needs.COMPILES: "compiles"}
 _BY_NAME = "op_calls"
 _WORDS = (*_RECORDS.values(), _BY_NAME)
-_ENTRY = re.compile(r"(.+) (\d+)(?:\.\.(\d+))? a (call|step|trace)")
+_ENTRY = re.compile(r"(.+) (\d{1,18})(?:\.\.(\d{1,18}))? a (call|step|trace)")
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})|\\(.)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PLAIN_SLASH = re.compile(r"(?<!\\)((?:\\\\)*)/")
@@ -251,12 +252,18 @@ def _escaped(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text.replace("\\", r"\\"))
 
 
+@lru_cache(maxsize=4096)
 def _unescaped(text: str) -> str:
     return _ESCAPED.sub(lambda match: chr(int(match[1], 16)) if match[1] else match[2], text)
 
 
 def _path_text(path: Path) -> str:
-    return "/".join(re.sub(r"[/*]", r"\\\g<0>", _escaped(name)) for name in path)
+    return "/".join(map(_name_text, path))
+
+
+@lru_cache(maxsize=4096)
+def _name_text(name: str) -> str:
+    return re.sub(r"[/*]", r"\\\g<0>", _escaped(name))
 
 
 def _path(text: str) -> Path:

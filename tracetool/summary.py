@@ -11,8 +11,10 @@ import numpy as np
 
 from tracetool import environment, health
 from tracetool.attribution import OUTSIDE, Causes, attribute, source_frame_label
+from tracetool.errors import TraceReadError
 from tracetool.events import DEVICE_WORK, Category
 from tracetool.folding import DEFAULT_FOLDS, Fold
+from tracetool.limits import Limits
 from tracetool.metrics import METRICS, PEAK, lookup, op_calls
 from tracetool.ranges import BEFORE_WINDOW, NO_RANGE, RangeSource, build
 from tracetool.replays import give_back
@@ -91,6 +93,12 @@ class TraceSummary:
         self.environment = environment.describe(trace.metadata)
         self.event_count = len(trace.events)
         ranges = build(trace.events, sources, folds)
+        limits = Limits.of_environment()
+        if ranges.paths.bytes_of_all() > limits.paths_bytes:
+            raise TraceReadError(
+                f"{trace.path} has ranges within ranges whose paths take more than {limits.max_paths_mib:,} MiB, which "
+                "is refused: --fold counts some together, TRACETOOL_MAX_PATHS_MIB sets another limit"
+            )
         self.work: Work = attribute(trace.events, ranges)
         self.replays: Replays | None = None
         """What became of the work of graph launches, where an eager trace was there to tell its ranges."""
@@ -526,6 +534,7 @@ def summarize(
 
     Raises:
         SettingError: `ranges_from` has no counterpart of any of this trace's graph launches.
+        TraceReadError: paths of ranges within ranges take more than the limit.
     """
     if ranges_from is not None and not isinstance(ranges_from, TraceSummary):
         ranges_from = TraceSummary(ranges_from, ranges_as, folds)

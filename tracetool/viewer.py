@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+import os
 import re
 import secrets
 import string
@@ -15,7 +17,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from tracetool.errors import SettingError
 from tracetool.render.words import in_script
@@ -28,6 +30,9 @@ ONLINE = "https://ui.perfetto.dev/"
 _GONE_S = 5.0
 """How long after the last page has gone another may come: one that is loaded again."""
 _BEAT_S = 0.5
+_SILENT_S = 30.0
+"""How long a connection may keep still, in what it asks and in taking what it asked for."""
+_PIECE_BYTES = 1 << 20
 _TYPES = {
     ".css": "text/css",
     ".html": "text/html; charset=utf-8",
@@ -144,9 +149,18 @@ class Viewer:
         if name == "trace":
             return "application/octet-stream", self._trace
         if self._ui is not None and name.startswith("ui/"):
-            file = (self._ui / name.removeprefix("ui/")).resolve()
-            if file.is_relative_to(self._ui.resolve()) and file.is_file():
+            file = _file_in(self._ui, name.removeprefix("ui/"))
+            if file is not None:
                 return _TYPES.get(file.suffix, "application/octet-stream"), file
+        return None
+
+
+def _file_in(folder: Path, name: str) -> Path | None:
+    """A file of a folder; None for what is none, and for all that is outside, wherever links lead."""
+    try:
+        file = (folder / name).resolve()
+        return file if file.is_relative_to(folder.resolve()) and file.is_file() else None
+    except (OSError, RuntimeError, ValueError):  # too long, a link in a circle, or no name at all
         return None
 
 
@@ -167,6 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     server: _Server
     protocol_version = "HTTP/1.1"
+    timeout = _SILENT_S
 
     def do_GET(self) -> None:
         """The page, the trace, the UI."""
@@ -205,8 +220,9 @@ class _Handler(BaseHTTPRequestHandler):
         port = self.server.server_port
         # A page elsewhere that had its name resolve to this machine would send that name.
         hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
-        origin = self.headers.get("Origin")
-        if self.headers.get("Host") not in hosts or (origin and origin not in {f"http://{one}" for one in hosts}):
+        named = set(self.headers.get_all("Host", []))
+        origins = set(self.headers.get_all("Origin", []))
+        if len(named) != 1 or not named <= hosts or not origins <= {f"http://{one}" for one in hosts}:
             self._refuse(HTTPStatus.FORBIDDEN)
             return None
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
@@ -217,19 +233,28 @@ class _Handler(BaseHTTPRequestHandler):
         return path[len(prefix) :]
 
     def _reply(self, kind: str, content: bytes | Path) -> None:
-        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        try:
+            with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+                self._send(kind, file, file.seek(0, os.SEEK_END))
+        except FileNotFoundError:
+            self._refuse(HTTPStatus.NOT_FOUND)
+
+    def _send(self, kind: str, file: IO[bytes], size: int) -> None:
+        """So many bytes of a file: one that grows meanwhile is sent as it was, one that shrinks ends the connection."""
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(size))
         self.send_header("Cache-Control", "no-store")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+        self.send_header("Referrer-Policy", "no-referrer")
         self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("X-Frame-Options", "SAMEORIGIN")
         self.end_headers()
-        if isinstance(content, bytes):
-            self.wfile.write(content)
-            return
-        with content.open("rb") as file:
-            while piece := file.read(1 << 20):
-                self.wfile.write(piece)
+        file.seek(0)
+        while size > 0 and (piece := file.read(min(size, _PIECE_BYTES))):
+            self.wfile.write(piece)
+            size -= len(piece)
+        self.close_connection |= size > 0
 
     def _refuse(self, status: HTTPStatus) -> None:
         self.close_connection = True

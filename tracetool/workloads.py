@@ -150,9 +150,11 @@ def _offered(source: str, thing: Any) -> Iterable[Workload]:
 def _named_in(project: Path) -> list[str]:
     try:
         settings = tomllib.loads(project.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingError(f"{project} cannot be read: {error}") from None
-    names = settings.get("tool", {}).get("tracetool", {}).get("workloads", [])
+    tool = settings.get("tool")
+    ours = tool.get("tracetool") if isinstance(tool, dict) else None
+    names = ours.get("workloads", []) if isinstance(ours, dict) else []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SettingError(f"{project}: tool.tracetool.workloads must be a list of module names, but is {names!r:.60}")
     return names

@@ -84,8 +84,8 @@ class RunOptions:
         if self.temperature == 0:
             raise ConfigError("--do-sample with --temperature 0 would not sample; leave both out, or raise it")
         for flag, value, off in (("--top-k", self.top_k, 0), ("--top-p", self.top_p, 1.0)):
-            if value is not None and value != off:
-                raise ConfigError(f"{flag} {value} is not built yet; {flag} {off} is what there is")
+            if value is not None and value != off and not self.do_sample:
+                raise ConfigError(f"{flag} is for --do-sample; without it the likeliest token is taken")
         if self.keep_prefix_cache_across_runs and self.no_prefix_cache:
             raise ConfigError("--no-prefix-cache leaves nothing for --keep-prefix-cache-across-runs to keep")
         if self.profile_dir is not None and not self.profile:
@@ -108,7 +108,13 @@ class RunOptions:
     def params(self) -> SamplingParams:
         """Of every request."""
         temperature = (1.0 if self.temperature is None else self.temperature) if self.do_sample else 0.0
-        return SamplingParams(self.max_new_tokens, temperature, ignore_eos=self.no_stop_on_eos)
+        return SamplingParams(
+            self.max_new_tokens,
+            temperature,
+            ignore_eos=self.no_stop_on_eos,
+            top_k=self.top_k or 0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+        )
 
     def settings(self) -> Settings:
         """The engine's options, without the mode, and checked one by one.
@@ -193,8 +199,8 @@ class StreamingOptions(RunOptions):
             ("--prefill-admission-lookahead", self.prefill_admission_lookahead),
             ("--prefill-force-fifo-every", self.prefill_force_fifo_every),
         ):
-            if value is not None:
-                raise ConfigError(f"{flag} belongs to --prefill-admission-policy pack, which is not built yet")
+            if value is not None and self.prefill_admission_policy != "pack":
+                raise ConfigError(f"{flag} belongs to --prefill-admission-policy pack; add it")
         no_text = "--pretok" if self.pretok else "--prompt-tokens" if self.prompt_tokens is not None else None
         if self.tokenize_workers and no_text:
             raise ConfigError(f"{no_text} leaves nothing for --tokenize-workers to do; 0 is what fits it")
@@ -207,6 +213,8 @@ class StreamingOptions(RunOptions):
             ("prefill_max_batch_size", self.prefill_max_batch_size, "--prefill-max-batch-size"),
             ("prefill_max_tokens", self.prefill_max_tokens, "--prefill-max-tokens"),
             ("admission", self.prefill_admission_policy, "--prefill-admission-policy"),
+            ("admission_lookahead", self.prefill_admission_lookahead, "--prefill-admission-lookahead"),
+            ("admission_force_fifo", self.prefill_force_fifo_every, "--prefill-force-fifo-every"),
             ("max_active", self.max_active_requests, "--max-active-requests"),
             ("max_inflight", self.max_inflight_requests, "--max-inflight-requests"),
             ("decode_first", True if self.decode_first else None, "--decode-first"),
@@ -324,8 +332,8 @@ run_options = _decorator(
     click.option("--max-new-tokens", type=_COUNT, default=64, show_default=True),
     click.option("--do-sample", is_flag=True, help="Draw tokens; otherwise the likeliest is taken."),
     click.option("--temperature", type=click.FloatRange(min=0), help="For --do-sample.  [default: 1.0]"),
-    click.option("--top-k", type=click.IntRange(min=0), help="0 is off; others are not built yet."),
-    click.option("--top-p", type=click.FloatRange(0, 1), help="1.0 is off; others are not built yet."),
+    click.option("--top-k", type=click.IntRange(min=0), help="For --do-sample.  [default: 0, off]"),
+    click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="For --do-sample.  [default: 1.0, off]"),
     click.option("--no-stop-on-eos", is_flag=True, help="Go on after the model's end of text."),
     click.option(
         "--mode",
@@ -400,10 +408,21 @@ streaming_options = _decorator(
     ),
     click.option("--prefill-max-batch-size", type=_COUNT, metavar="N", help="Sequences that a step prefills."),
     click.option("--prefill-max-tokens", type=_COUNT, metavar="N", help="Tokens that a step prefills."),
-    click.option("--prefill-admission-policy", type=click.Choice(("fifo", "pack")), help="pack is not built yet."),
-    click.option("--prefill-admission-lookahead", type=int, metavar="N", help="Of pack: not built yet."),
-    click.option("--prefill-force-fifo-every", type=int, metavar="N", help="Of pack: not built yet."),
+    click.option(
+        "--prefill-admission-policy",
+        type=click.Choice(("fifo", "pack")),
+        help="Admit in the order of arrival, or so that prompts fill a step.  [default: fifo]",
+    ),
+    click.option("--prefill-admission-lookahead", type=_COUNT, metavar="N", help="Requests among which pack chooses."),
+    click.option(
+        "--prefill-force-fifo-every",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Steps in which pack may pass over the oldest request.",
+    ),
     click.option("--max-active-requests", type=_COUNT, metavar="N", help="Requests that hold cache blocks."),
-    click.option("--max-inflight-requests", type=int, metavar="N", help="Not built yet."),
+    click.option(
+        "--max-inflight-requests", type=_COUNT, metavar="N", help="Hold requests back while so many wait or run."
+    ),
     click.option("--decode-first", is_flag=True, help="Decoding takes its tokens from a step first, not prefill."),
 )

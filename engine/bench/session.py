@@ -179,6 +179,8 @@ class _Session(Generic[Options]):
             "prompt_tokens": [min(lengths), max(lengths)],
             "max_new_tokens": options.max_new_tokens,
             "temperature": options.params.temperature,
+            "top_k": options.params.top_k,
+            "top_p": options.params.top_p,
             "stop_on_eos": not options.no_stop_on_eos,
             "pretokenised": options.pretok or options.prompt_tokens is not None,
         }

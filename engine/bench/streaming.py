@@ -2,13 +2,13 @@
 
 One loop submits what is due, steps, and hands out text. A request is due at the start of the run plus its number
 times the interval (`absolute`, whatever happened before), or the interval after the request before it was taken up
-(`relative`). A step, or tokenising, can make the loop late: the submit lag is from when a request was due until the
-engine has its token ids.
+(`relative`). A step, or tokenising, can make the loop late, and so can `max_inflight`, for which requests are held
+back: the submit lag is from when a request was due until the engine has its token ids.
 """
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -57,9 +57,9 @@ class Arrivals:
         """Whether more will come."""
         return bool(self._waiting or self._tokenising)
 
-    def come(self) -> Iterator[tuple[float, Tokens]]:
-        """Those that have come since the last call: when each was due, and its token ids."""
-        while self._waiting and (now := time.perf_counter()) >= self._due:
+    def come(self, has_room: Callable[[], bool] = lambda: True) -> Iterator[tuple[float, Tokens]]:
+        """Those that have come since the last call, while there is room: when each was due, and its token ids."""
+        while self._waiting and has_room() and (now := time.perf_counter()) >= self._due:
             due, prompt = self._due, self._waiting.popleft()
             self._due = (now if self._relative else due) + self._interval
             if self._pool is not None and isinstance(prompt, str):
@@ -67,7 +67,7 @@ class Arrivals:
             else:
                 yield due, self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         # In their order, so that who came first is served first.
-        while self._tokenising and self._tokenising[0][1].done():
+        while self._tokenising and has_room() and self._tokenising[0][1].done():
             due, future = self._tokenising.popleft()
             yield due, future.result()
 
@@ -119,7 +119,7 @@ def _serve(llm: LLM, prompts: Prompts, options: StreamingOptions) -> Serve:
                 pool=pool,
             )
             while arrivals.left or core.has_work:
-                for due, tokens in arrivals.come():
+                for due, tokens in arrivals.come(core.has_room):
                     seq = core.add(tokens, params)
                     lags.append(seq.timing.arrived - due)
                     readers[seq.request_id] = Reader(seq, Detokenizer(llm.tokenizer), options.stream_interval)

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from kernels.rows import Rows
+from kernels.rows import Rows, Seen, Shaping
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Ops(Protocol):
         ...
 
     def sample(self, logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-        """A token for each row: `[batch]`, integers.
+        """A token for each row: `[batch]`, integers; -1 where a logit is NaN or all are -inf.
 
         Args:
             logits: `[batch, vocab]`, compared in fp32 at least.
@@ -133,6 +133,26 @@ class Ops(Protocol):
         A row finishes when the token is one of its stop ids or makes it as long as it may be; then it keeps that token,
         and stands at position 0 of the dummy block.
         """
+        ...
+
+    def add_biases(self, scores: Tensor, biases: Tensor) -> None:
+        """Add to single scores, in place; biases `[n, 3]` are row, token and an fp32's bits, no element twice."""
+        ...
+
+    def penalise(self, scores: Tensor, shaping: Shaping, seen: Seen, token_ids: Tensor, positions: Tensor) -> None:
+        """Add each row's last token to those seen, and lower the scores of all of them, in place.
+
+        Args:
+            scores: `[rows, vocab]`, fp32 at least.
+            shaping: What each row asks for.
+            seen: Updated; a seat belongs to one row at most.
+            token_ids: `[rows]`, the last tokens.
+            positions: `[rows]`, where they stand.
+        """
+        ...
+
+    def keep_likely(self, scores: Tensor, shaping: Shaping) -> None:
+        """Set all but the likeliest scores to -inf, in place: top-k, of those top-p, of those min-p; ties remain."""
         ...
 
     def patch_state(self, state: Tensor, patches: Tensor) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from engine.ops.interface import Linear, Norm, Rotary
 from kernels import reference
-from kernels.rows import Rows
+from kernels.rows import Rows, Seen, Shaping
 
 TANH_GELUS = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh")
 GELUS = ("gelu", "gelu_python", "quick_gelu", *TANH_GELUS)
@@ -89,13 +89,24 @@ class TorchOps:
     def sample_and_advance(self, logits: Tensor, rows: Rows, dummy_block: int) -> None:
         token = reference.sample(logits, rows.temperatures, rows.seeds, rows.positions - rows.before_output)
         running, length = rows.finished == 0, rows.seq_lens + 1
-        stops = (length >= rows.max_lens) | (rows.stop_ids == token[:, None]).any(1)
+        # A row without a token (-1) ends; -1 fills stop ids up, too.
+        stops = (length >= rows.max_lens) | (rows.stop_ids == token[:, None]).any(1) | (token < 0)
         ends, goes_on = running & stops, running & ~stops
-        rows.token_ids.copy_(torch.where(running, token, rows.token_ids))
+        rows.token_ids.copy_(torch.where(running, token.clamp(min=0), rows.token_ids))
+        rows.sampled.copy_(torch.where(running, token, rows.sampled))
         rows.finished.masked_fill_(ends, 1)
         rows.positions.add_(goes_on).masked_fill_(ends, 0)
         rows.seq_lens.add_(goes_on).masked_fill_(ends, 1)
         rows.block_table[:, 0].masked_fill_(ends, dummy_block)
+
+    def add_biases(self, scores: Tensor, biases: Tensor) -> None:
+        reference.add_biases(scores, biases)
+
+    def penalise(self, scores: Tensor, shaping: Shaping, seen: Seen, token_ids: Tensor, positions: Tensor) -> None:
+        reference.penalise(scores, shaping, seen, token_ids, positions)
+
+    def keep_likely(self, scores: Tensor, shaping: Shaping) -> None:
+        reference.keep_likely(scores, shaping)
 
     def patch_state(self, state: Tensor, patches: Tensor) -> None:
         targets, sources, values = patches.long().unbind(1)

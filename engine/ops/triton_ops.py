@@ -8,12 +8,13 @@ from engine.ops.interface import Linear, Norm, Rotary
 from engine.ops.torch_ops import TANH_GELUS
 from kernels import block_ops, kv_append
 from kernels import rotary as rotary_kernels
+from kernels import shaping as shaping_kernels
 from kernels.activation import bias_gelu, silu_and_mul
 from kernels.embedding import embed
 from kernels.linear import GATED, LinearLaunch, linear_launch, linear_pieces
 from kernels.linear import linear as kernels_linear
 from kernels.norms import add_layer_norm, add_rms_norm
-from kernels.rows import Rows
+from kernels.rows import Rows, Seen, Shaping
 from kernels.sampling import BLOCK_V, SamplingWorkspace, sample, sample_and_advance, sampling_workspace
 from kernels.sizes import cdiv
 
@@ -142,6 +143,15 @@ class TritonOps:
     def sample_and_advance(self, logits: Tensor, rows: Rows, dummy_block: int) -> None:
         assert self._reserved is not None
         sample_and_advance(logits, rows, dummy_block, workspace=self._reserved, check=self._check)
+
+    def add_biases(self, scores: Tensor, biases: Tensor) -> None:
+        shaping_kernels.add_biases(scores, biases, check=self._check)
+
+    def penalise(self, scores: Tensor, shaping: Shaping, seen: Seen, token_ids: Tensor, positions: Tensor) -> None:
+        shaping_kernels.penalise(scores, shaping, seen, token_ids, positions, check=self._check)
+
+    def keep_likely(self, scores: Tensor, shaping: Shaping) -> None:
+        shaping_kernels.keep_likely(scores, shaping, check=self._check)
 
     def patch_state(self, state: Tensor, patches: Tensor) -> None:
         block_ops.patch_state(state, patches, check=self._check)

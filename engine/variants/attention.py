@@ -160,6 +160,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: f
     return out.transpose(1, 2)
 
 
+@ATTENTION.register("hf")
+class HFAttention(ReferenceAttention):
+    """The model is transformers' own code, any whose attention can be replaced; ours reads the cache for it."""
+
+
 @ATTENTION.register("triton")
 class TritonAttention:
     """The kernels of `kernels.paged_attention` and `kernels.prefill_attention`, which read the blocks in place.

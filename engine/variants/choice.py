@@ -113,6 +113,16 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on"}
 
 
+def block_size_fits(config: EngineConfig) -> bool:
+    """Whether attention's kernels can have blocks of this size."""
+    return 16 <= config.block_size <= 256 and config.block_size & (config.block_size - 1) == 0
+
+
+def head_dim_fits(spec: ModelSpec) -> bool:
+    """Whether attention's kernels can have heads of this width."""
+    return 64 <= spec.head_dim <= 256 and spec.head_dim % 8 == 0
+
+
 @dataclass(frozen=True)
 class _Case:
     """Everything that a rule may ask about."""
@@ -132,12 +142,11 @@ class _Case:
 
     @property
     def block_size_fits(self) -> bool:
-        size = self.config.block_size
-        return 16 <= size <= 256 and size & (size - 1) == 0
+        return block_size_fits(self.config)
 
     @property
     def head_dim_fits(self) -> bool:
-        return 64 <= self.spec.head_dim <= 256 and self.spec.head_dim % 8 == 0
+        return head_dim_fits(self.spec)
 
 
 # (when it is broken, what to say): everything that cannot be combined. The first that is broken is reported.
@@ -212,6 +221,13 @@ RULES: tuple[tuple[Callable[[_Case], bool], Callable[[_Case], str]], ...] = (
         lambda c: f"cuda_graph={c.chosen.cuda_graph!r} needs a GPU; cuda_graph='off' runs the same steps on a CPU",
     ),
     (
+        lambda c: c.chosen.cuda_graph != "off" and c.chosen.attention_backend == "hf",
+        lambda c: (
+            f"cuda_graph={c.chosen.cuda_graph!r} cannot have attention_backend='hf': what transformers' code does in a "
+            "step may depend on values that a recording does not look at"
+        ),
+    ),
+    (
         lambda c: c.chosen.cuda_graph != "off" and c.chosen.kv_append in _HOST_INDEXED,
         lambda c: (
             f"cuda_graph={c.chosen.cuda_graph!r} cannot have kv_append={c.chosen.kv_append!r}, whose index tensors the "
@@ -282,7 +298,7 @@ def _follow(defaults: dict[str, str], asked: dict[str, str]) -> None:
     elif any(asked[axis] not in {"auto", *fits} for axis, fits in _ON_DEVICE.items()):
         defaults["block_tables"] = "resident"
     # Reference attention that is captured computes as many positions as a sequence may ever have.
-    if settled("attention_backend") == "reference" or settled("kv_append") in _HOST_INDEXED:
+    if settled("attention_backend") in {"reference", "hf"} or settled("kv_append") in _HOST_INDEXED:
         defaults["cuda_graph"] = "off"
     if asked["graph_sampling"] == "inside" and defaults["cuda_graph"] == "off":
         defaults["cuda_graph"] = "buckets"

@@ -153,7 +153,7 @@ def fit(case):
         case["graph_sampling"] = "outside"
     if case["sampler"] == "item_loop" and case["inputs"] == "on_device":
         case["inputs"] = "packed_pinned"
-    if case["kv_append"] not in {"fused", "slot_mapping"}:
+    if case["kv_append"] not in {"fused", "slot_mapping"} or case["attention_backend"] == "hf":
         case["cuda_graph"] = "off"
     if case["cuda_graph"] == "off":
         case["graph_sampling"] = "outside"

@@ -214,7 +214,7 @@ def make_llm(*, tokenizer=None, eos=(), rope=False, **options):
     """An LLM around a fake model."""
     core = make_core(eos=eos, rope=rope, **options)
     loaders = {
-        "find_model": lambda *_: SimpleNamespace(folder=None, spec=model_of(core).spec),
+        "find_model": lambda *_, **__: SimpleNamespace(folder=None, spec=model_of(core).spec),
         "load_tokenizer": lambda *_: tokenizer or ByteTokenizer(),
         "load_core": lambda *_: core,
     }

@@ -167,8 +167,12 @@ FAILURES = [
     (("--set", "blok_size=3", "x"), "unknown option 'blok_size'; did you mean 'block_size'?"),
     (("--set", "block_size=3.5", "x"), "block_size must be an integer, but is '3.5'"),
     (("--set", "block_size=0", "x"), "block_size must be at least 1, but is 0"),
-    (("--set", "max_inflight=3", "x"), "max_inflight is not built yet"),
-    (("--set", "admission=pack", "x"), "admission='pack' is not built yet"),
+    (("--top-k", "3", "x"), "top_k=3 needs a temperature above 0, since 0 draws nothing"),
+    (("--stop", "", "x"), "a stop must be a text that is not empty, but is ''"),
+    (
+        ("--set", "admission_force_fifo=3", "x"),
+        "admission_force_fifo is for admission='pack'; with 'fifo' it would change nothing",
+    ),
     (("--set", "inputs=paper", "x"), "unknown value of inputs 'paper'; there are per_tensor, packed_pinned, on_device"),
     (
         ("--dtype", "float32", "--set", "dtype=float64", "x"),

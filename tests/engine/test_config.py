@@ -47,10 +47,11 @@ WRONG = [
     ({"mode": 3}, "mode must be text, but is 3"),
     ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization must be over 0 and at most 1, but is 1.5"),
     ({"block_size": None}, "block_size must be an integer, but is None"),
-    # What later work will build.
-    ({"max_inflight": 8}, "max_inflight is not built yet"),
-    ({"admission": "pack"}, "admission='pack' is not built yet"),
-    ({"attention_backend": "hf"}, "attention_backend='hf' is not built yet"),
+    ({"max_inflight": 0}, "max_inflight must be at least 1, but is 0"),
+    (
+        {"admission_lookahead": 4},
+        "admission_lookahead is for admission='pack'; with 'fifo' it would change nothing",
+    ),
 ]
 
 

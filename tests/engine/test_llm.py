@@ -680,3 +680,27 @@ def test_an_interruption_ends_a_stream_and_its_requests():
         list(stream)
     assert not llm.has_work
     still_serves(llm)
+
+
+# How many may be under way
+
+
+def test_more_than_may_be_under_way_are_refused():
+    llm = make_llm(max_inflight=3)
+    llm.add_request([1], params())
+    llm.add_request([2], params(temperature=1.0, n=2))
+    full = "3 sequences wait or run, and max_inflight=3 leaves no room for 1 more; try again when some have ended"
+    with pytest.raises(RequestError, match=full):
+        llm.add_request([3], params())
+    with pytest.raises(RequestError, match="leaves no room for 1 more"):
+        llm.generate(PROMPTS, params())
+    run(llm)
+    assert tokens(llm.generate(PROMPTS[:3], params())) == [alone(prompt, params()) for prompt in PROMPTS[:3]]
+    with pytest.raises(RequestError, match="3 sequences wait or run"):
+        llm.generate(PROMPTS, params())
+    assert not llm.has_work
+
+
+def test_packing_gives_the_tokens_of_first_come_first_served():
+    llm = make_llm(admission="pack", admission_force_fifo=2, max_num_batched_tokens=6, max_active=3)
+    assert tokens(llm.generate(PROMPTS * 3, params())) == [alone(prompt, params()) for prompt in PROMPTS * 3]

@@ -11,7 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import LLM, ConfigError, ModelError, SamplingParams
-from engine.loading import check_name_clash, find_model
+from engine.block_manager import BlockManager
+from engine.device_loop import DeviceLoop
+from engine.kv_cache import KVCache
+from engine.loading import allocate_what_fits, check_name_clash, find_model
 from engine.models.families import read_spec
 from engine.models.presets import PRESETS, preset_config
 from tests.engine.checkpoints import FAMILIES, hf_generate, make_model, random_prompts
@@ -248,3 +251,55 @@ def test_hugging_faces_kernels_package_is_told_of(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: {"kernels": "0.12.0"}[name])
     with pytest.raises(ModelError, match=r"^Hugging Face's package `kernels` 0.12.0 is installed here .* uninstall it"):
         check_name_clash()
+
+
+# Memory
+
+
+def test_where_memory_does_not_hold_the_cache_a_smaller_one_is_made(caplog):
+    tried, said = [], []
+
+    def allocate(blocks):
+        tried.append(blocks)
+        if blocks > 800:
+            raise torch.OutOfMemoryError("no")
+
+    allocate_what_fits(allocate, 1000, asked_for=False, say=said.append)
+    assert tried == [1000, 900, 810, 729]
+    assert said[0] == "the GPU's memory does not hold a cache of 1000 blocks beside CUDA graphs; trying 900"
+    assert len(said) == len(caplog.records) == 3
+
+
+@pytest.mark.parametrize(("blocks", "asked_for"), [(1000, True), (3, False)])
+def test_where_it_does_not_hold_what_was_asked_for_or_anything_it_is_an_error(blocks, asked_for):
+    def allocate(_):
+        raise torch.OutOfMemoryError("no")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        allocate_what_fits(allocate, blocks, asked_for=asked_for, say=lambda _: None)
+
+
+def test_a_cache_that_could_not_be_made_is_made_smaller(checkpoints, monkeypatch):
+    """What the engine serves after two failures, one of them inside of what is made beside the cache, is right."""
+    llm = load(checkpoints.path("gpt2"), block_tables="in_graph")
+    wanted = tokens(checkpoints.path("gpt2"))
+    runner, failures = llm.core.runner, iter([KVCache, DeviceLoop])
+
+    def allocate(blocks):
+        failing = next(failures, None)
+        if failing is None:
+            runner.reallocate(blocks)
+            return
+        with monkeypatch.context() as patch:
+            patch.setattr(failing, "__init__", out_of_memory)
+            runner.reallocate(blocks)
+
+    allocate_what_fits(allocate, 30, asked_for=False, say=lambda _: None)
+    assert runner.num_blocks == 24
+    llm.core.blocks = BlockManager(24, llm.config.block_size)
+    llm.core.scheduler.blocks = llm.core.blocks
+    assert [output.token_ids for output in llm.generate(PROMPTS, PARAMS)] == wanted
+
+
+def out_of_memory(*_, **__):
+    raise torch.OutOfMemoryError("no")

@@ -86,3 +86,35 @@ def test_a_steady_step_keeps_its_promise(checkpoints, trace_capture, options):
     with trace_capture(warmup=3, steps=3, lines=False) as trace:
         for _ in trace:
             llm.step()
+
+
+# Whoever asks for more than a graph that samples has gets a graph of the forward pass alone; after it logits are
+# widened, biased, penalised and cut, and sampled from in two launches. Nothing is sent.
+ASKING = {"temperature": 1.0, "top_k": 5, "top_p": 0.9, "frequency_penalty": 0.5, "logit_bias": {3: 1.0}}
+SHAPED = [
+    promise(IN_GRAPH | {"cuda_graph": "buckets", "graph_sampling": "inside", "overlap": "on"}, whole(6)),
+    promise(IN_GRAPH | {"cuda_graph": "buckets", "graph_sampling": "outside", "overlap": "off"}, whole(6)),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", SHAPED)
+def test_a_steady_step_that_changes_logits_keeps_its_promise(checkpoints, trace_capture, options):
+    llm = LLM(checkpoints.path("gpt2", 64), num_blocks=64, max_num_seqs=16, **options)
+    for prompt in random_prompts([3] * SEQS, 0):
+        llm.add_request(prompt, SamplingParams(max_tokens=12, **ASKING))
+    with trace_capture(warmup=3, steps=3, lines=False) as trace:
+        for _ in trace:
+            llm.step()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [promise(IN_GRAPH | {"cuda_graph": "buckets", "overlap": "on"}, whole(0))])
+def test_a_steady_step_after_somebody_has_asked_is_what_it_was_before(checkpoints, trace_capture, options):
+    llm = LLM(checkpoints.path("gpt2", 64), num_blocks=64, max_num_seqs=16, **options)
+    llm.generate([[1, 2], [3]], SamplingParams(max_tokens=6, logprobs=2, **ASKING))
+    for prompt in random_prompts([3] * SEQS, 0):
+        llm.add_request(prompt, SamplingParams(max_tokens=12))
+    with trace_capture(warmup=3, steps=3, lines=False) as trace:
+        for _ in trace:
+            llm.step()

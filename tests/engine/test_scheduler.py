@@ -3,6 +3,8 @@ two, then decodes c and d.
 """
 
 import itertools
+import random
+from collections import Counter
 
 import pytest
 
@@ -333,6 +335,86 @@ def test_small_requests_that_keep_coming_starve_neither_a_large_one_nor_the_olde
         engine.step()
     assert not {"a", "L"} & engine.seqs.keys()
     engine.run()
+
+
+# Packing
+
+
+def lengths(engine, **prompts):
+    for name, prompt in prompts.items():
+        engine.add(name, prompt, max_tokens=1)
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("limits", "steps"),
+    [
+        # First come, first served cuts what does not fit.
+        ({}, ["a:0-5 b:0-3 |", "b:3-6 c:0-3 d:0-2 |"]),
+        # The longest that fits what is left; those that are left over fit the next step whole.
+        ({"lookahead": 4, "force_fifo": 9}, ["b:0-6 d:0-2 |", "a:0-5 c:0-3 |"]),
+        # It looks no further than it may.
+        ({"lookahead": 2, "force_fifo": 9}, ["b:0-6 a:0-2 |", "a:2-5 c:0-3 d:0-2 |"]),
+        # Nobody passes the oldest.
+        ({"lookahead": 4, "force_fifo": 0}, ["a:0-5 b:0-3 |", "b:3-6 c:0-3 d:0-2 |"]),
+        ({"lookahead": 4, "force_fifo": 9, "chunked_prefill": False}, ["b:0-6 d:0-2 |", "a:0-5 c:0-3 |"]),
+    ],
+    ids=str,
+)
+def test_packing(limits, steps):
+    assert lengths(Engine(max_num_batched_tokens=8, **limits), a=5, b=6, c=3, d=2).run() == steps
+
+
+def test_whoever_does_not_fit_is_passed_until_it_must_come():
+    """Seven tokens wait behind eights that fill a step and keep coming; what is left of a step is never empty."""
+    engine = lengths(Engine(max_num_batched_tokens=8, lookahead=9, force_fifo=3), L=7)
+    pairs = itertools.pairwise("abcdefghijklm")
+    steps = [lengths(engine, **{one: 8, other: 8}).step() for one, other in itertools.islice(pairs, 0, 12, 2)]
+    assert steps == ["a:0-8 |", "b:0-8 |", "c:0-8 |", "L:0-7 d:0-1 |", "d:1-8 e:0-1 |", "e:1-8 f:0-1 |"]
+
+
+def test_while_the_oldest_must_come_next_nobody_else_is_admitted():
+    engine = Engine(num_blocks=10, lookahead=9, force_fifo=2, max_num_batched_tokens=30)
+    engine.add("r", 4, max_tokens=8).step()
+    engine.add("L", 18, max_tokens=2)
+    for number in range(12):
+        engine.add([f"small{number}"], 2, max_tokens=2)
+        engine.step()
+        if "L" in engine.running or "L" not in engine.seqs:
+            break
+    # Passed twice, then waited for.
+    assert number < 12
+    assert sum(name.startswith("small") for name in engine.seqs) >= number - 4
+    engine.run()
+
+
+@pytest.mark.parametrize("force_fifo", [0, 1, 8])
+@pytest.mark.parametrize("chunked_prefill", [False, True])
+def test_packing_starves_nobody(chunked_prefill, force_fifo):
+    limits = {"lookahead": 16, "force_fifo": force_fifo, "chunked_prefill": chunked_prefill}
+    engine = Engine(num_blocks=12, max_num_batched_tokens=6, **limits)
+    engine.add("a", 2, max_tokens=9).add("L", 16, max_tokens=4)
+    for number in range(80):
+        engine.add([f"small{number}"], 3, max_tokens=2).add([f"other{number}"], 2, max_tokens=1)
+        engine.step()
+    assert not {"a", "L"} & engine.seqs.keys()
+    assert not {f"{name}{number}" for name in ("small", "other") for number in range(20)} & engine.seqs.keys()
+    engine.run()
+
+
+def test_how_long_anybody_waits_is_bounded():
+    """Of 40 requests none is passed over, while it is the oldest that waits, in more steps than is allowed."""
+    rng = random.Random(3)
+    engine = Engine(num_blocks=60, max_num_batched_tokens=16, lookahead=8, force_fifo=4, max_active=6)
+    for number in range(40):
+        engine.add([f"{number}"], rng.randint(1, 15), max_tokens=rng.randint(1, 4))
+    passed = Counter()
+    while engine.scheduler.has_work:
+        waiting = list(engine.scheduler.waiting)
+        engine.step()
+        if waiting and waiting[0] in engine.scheduler.waiting and len(engine.scheduler.waiting) < len(waiting):
+            passed[waiting[0]] += 1
+    assert max(passed.values()) == 4
 
 
 def test_a_request_that_can_never_run_is_a_loud_error():

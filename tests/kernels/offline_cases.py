@@ -20,10 +20,11 @@ from kernels import (
     prefill_attention,
     rotary,
     sampling,
+    shaping,
 )
 from kernels.offline import launches
 from kernels.paged_attention import AUTOTUNE_LAUNCHES
-from kernels.rows import Rows
+from kernels.rows import Rows, Seen, Shaping
 
 TOKEN_COUNTS = [*range(1, 4097), 2**19]
 BF16 = torch.bfloat16
@@ -170,6 +171,16 @@ def beginning_early(module, call):
     return on_hopper
 
 
+def shaping_of(n):
+    wide = {"temperatures", "top_p", "min_p", "repetition", "presence", "frequency"}
+    return Shaping(**{name: meta(n, dtype=torch.float32) if name in wide else ints(n) for name in Shaping._fields})
+
+
+def penalise(n):
+    seen = Seen(ints(64), ints(64, n + 100), ints(64, n + 100))
+    shaping.penalise(meta(n, 50257, dtype=torch.float32), shaping_of(n), seen, ints(n), ints(n))
+
+
 # How many keys each has over 1..4096 tokens, and over those and 2**19.
 KEYS = {
     "kv_append_triton": (append(kv_append.kv_append_triton, ints, ints, ints), 1, 1),
@@ -213,6 +224,9 @@ KEYS = {
     "advance_step": (advance, 1, 1),
     # Two kernels.
     "sample_and_advance": (sample_and_advance, 2, 2),
+    "add_biases": (lambda n: shaping.add_biases(meta(n, 50257, dtype=torch.float32), ints(n, 3)), 1, 1),
+    "penalise": (penalise, 1, 1),
+    "keep_likely": (lambda n: shaping.keep_likely(meta(n, 50257, dtype=torch.float32), shaping_of(n)), 1, 1),
 }
 
 # Every kernel in the forms that differ in what is compiled, not only in constants.

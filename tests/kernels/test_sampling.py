@@ -105,6 +105,7 @@ def test_sample_and_advance_moves_rows_on_and_freezes_what_has_ended(batch):
         seeds=torch.arange(batch, device=DEVICE) * 2**40,
         stop_ids=torch.full((batch, 3), -1, **ints),
         block_table=torch.full((batch, 4), 5, **ints),
+        sampled=torch.full((batch,), 8, **ints),
     )
     noise = (rows.temperatures, rows.seeds, rows.positions - rows.before_output)
     token = reference.sample(logits, *noise).int()
@@ -120,6 +121,38 @@ def test_sample_and_advance_moves_rows_on_and_freezes_what_has_ended(batch):
     if batch > 1:
         assert rows.finished.tolist() == [1, 1, 1, 0, 0]
         assert rows.token_ids.tolist() == [7, *token[1:].tolist()]
+        assert rows.sampled.tolist() == [8, *token[1:].tolist()]
         assert rows.positions.tolist() == [10, 0, 0, 14, 15]
         assert rows.seq_lens.tolist() == [11, 1, 1, 15, 16]
         assert rows.block_table[:, 0].tolist() == [5, dummy, dummy, 5, 5]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_where_no_token_can_be_had_there_is_none(memory, temperature):
+    logits = torch.randn(5, 5000, generator=torch.Generator().manual_seed(1))
+    logits[1, 4500] = logits[4, 3] = torch.nan
+    logits[2] = -torch.inf
+    arguments = (logits, torch.full((5,), temperature), torch.arange(5), torch.arange(5))
+    want = reference.sample(*arguments)
+    assert (want < 0).tolist() == [False, True, True, False, True]
+    assert torch.equal(sample(*(memory.frozen(t) for t in arguments)).cpu(), want)
+
+
+def test_a_row_without_a_token_ends():
+    vocab, dummy = 300, 9
+    logits = torch.randn(2, vocab, device=DEVICE)
+    logits[0, 7] = torch.nan
+    ints = {"dtype": torch.int32, "device": DEVICE}
+    rows = Rows(
+        **{name: torch.full((2,), 5, **ints) for name in Rows._fields}
+        | {"finished": torch.zeros(2, **ints), "max_lens": torch.full((2,), 100, **ints)}
+        | {"temperatures": torch.zeros(2, device=DEVICE), "seeds": torch.zeros(2, dtype=torch.int64, device=DEVICE)}
+        | {"stop_ids": torch.full((2, 1), 1000, **ints), "block_table": torch.full((2, 3), 5, **ints)}
+    )
+    theirs = Rows(*(tensor.clone() for tensor in rows))
+    sample_and_advance(logits, rows, dummy, workspace=sampling_workspace(2, vocab, DEVICE))
+    TorchOps().sample_and_advance(logits, theirs, dummy)
+    for name, got, want in zip(Rows._fields, rows, theirs, strict=True):
+        assert torch.equal(got, want), name
+    best = int(logits[1].argmax())
+    assert (rows.sampled.tolist(), rows.token_ids.tolist(), rows.finished.tolist()) == ([-1, best], [0, best], [1, 0])

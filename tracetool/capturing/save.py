@@ -5,15 +5,14 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from isal import igzip
 
 from tracetool.errors import CaptureError, OutputError
+from tracetool.output import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -59,23 +58,15 @@ def save(
         CaptureError: the profiler wrote something else than a trace.
     """
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            temporary = Path(file.name)
-        try:
-            with raw.open("rb") as source, temporary.open("wb") as sink, _compressor(raw, sink) as out:
+        with replacing(target) as file:
+            with raw.open("rb") as source, _compressor(raw, file) as out:
                 head = source.read(_HEAD_BYTES)
                 rest = iter(lambda: source.read(_PIECE_BYTES), b"")
                 pieces = itertools.chain(_spliced(head, events, metadata), rest)
                 for piece in _with_lines(pieces, lines) if lines else pieces:
                     out.write(piece)
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)
-            checked = check(temporary)
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+            file.flush()
+            checked = check(Path(file.name))
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error.strerror}") from None
     return checked

@@ -99,8 +99,12 @@ class _Kinds(dict[str | None, int]):
 class _Numbers(dict[Any, int]):
     """Numbers things in the order in which they are first met."""
 
+    bytes = 0
+    """What the things take, roughly."""
+
     def __missing__(self, thing: object) -> int:
         number = self[thing] = len(self)
+        self.bytes += _THING_BYTES + (len(thing) if isinstance(thing, str) else 0)
         return number
 
 
@@ -113,6 +117,7 @@ _COLUMNS: dict[str, type[np.generic]] = {
     "correlation": np.int64,
     "external_id": np.int64,
 }
+_THING_BYTES = 160
 _ROWS = 1 << 14
 _GROWTH = 8
 _SPARSE = ("bytes", "held_bytes", "on_device", "collective_bytes", "line", "cache_hit")
@@ -161,7 +166,7 @@ class ColumnBuilder:
         self._names = _Numbers()
         self._threads = _Numbers()
         self._thread_names: dict[tuple[Any, Any], str] = {}
-        self._rows = 0
+        self.rows = 0
         self._columns = {name: _Column(dtype) for name, dtype in _COLUMNS.items()}
         self._sparse: dict[str, list[tuple[IntArray, IntArray]]] = {name: [] for name in _SPARSE}
         self._taken_names = np.empty(0, dtype=np.int32)
@@ -190,7 +195,7 @@ class ColumnBuilder:
         for row, begin, end in taken.asked.tolist():
             self._take_asked(row, decode_one(window[begin:end]))
         self.unpaired_phases += taken.unpaired
-        self._rows += len(taken.columns["category"])
+        self.rows += len(taken.columns["category"])
 
     def _take_asked(self, row: int, event: Event) -> None:
         if row < 0:
@@ -201,6 +206,11 @@ class ColumnBuilder:
             self._keep_sparse("collective_bytes", at, np.array([self._collective_bytes(event.args)], dtype=np.int64))
         else:
             self._keep_sparse("cache_hit", at, np.array([event.args.cache_hit is True], dtype=np.int64))
+
+    @property
+    def names_bytes(self) -> int:
+        """What names and threads take, roughly."""
+        return self._names.bytes + self._threads.bytes
 
     def add(self, events: list[Event]) -> None:
         """Take the events of one chunk, in the order of the file."""
@@ -230,8 +240,8 @@ class ColumnBuilder:
             self._columns[title].extend(column.values if numbers is None else numbers[column.values])
         for kind, parts in later._sparse.items():
             for rows, values in parts:
-                self._sparse[kind].append((rows + self._rows, names[values] if kind == "line" else values))
-        self._rows += later._rows
+                self._sparse[kind].append((rows + self.rows, names[values] if kind == "line" else values))
+        self.rows += later.rows
 
     def table(self) -> EventTable:
         """All that was collected. The builder is empty afterwards."""
@@ -296,7 +306,7 @@ class ColumnBuilder:
         for name, column in columns.items():
             self._columns[name].extend(column)
         self._take_sparse(args, kind)
-        self._rows += len(events)
+        self.rows += len(events)
 
     def _take_sparse(self, args: list[Args], kind: Kinds) -> None:
         sized = np.flatnonzero(is_any(kind, *_SIZED, Category.MEMORY))
@@ -330,7 +340,7 @@ class ColumnBuilder:
         here = values != NO_ID
         if here.any():
             pieces = self._sparse[name]
-            pieces.append((rows[here] + self._rows, values[here]))
+            pieces.append((rows[here] + self.rows, values[here]))
 
     def _correlations(self, events: list[Event], args: list[Args], kind: Kinds) -> IntArray:
         out = np.full(len(args), NO_ID, dtype=np.int64)
@@ -343,12 +353,9 @@ class ColumnBuilder:
     def _external_ids(self, args: list[Args], kind: Kinds) -> IntArray:
         out = np.full(len(args), NO_ID, dtype=np.int64)
         rows = np.flatnonzero(is_any(kind, *_WITH_EXTERNAL_ID))
-        some = rows.tolist()
-        numbers = self._numbers([args[row].external_id for row in some])
-        if np.any(numbers == NO_ID):
-            others = self._numbers([args[row].old_external_id for row in some])
-            numbers = np.where(numbers == NO_ID, others, numbers)
-        out[rows] = numbers
+        out[rows] = self._numbers([args[row].external_id for row in rows.tolist()])
+        without = rows[out[rows] == NO_ID]
+        out[without] = self._numbers([args[row].old_external_id for row in without.tolist()])
         return out
 
     def _durations(self, events: list[Event], kind: Kinds) -> IntArray:

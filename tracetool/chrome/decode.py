@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -86,28 +87,15 @@ class LenientDecoder:
 
     def decode(self, text: bytes, ends: list[int]) -> list[Event]:
         """Decode a JSON list of events, whose commas and closing bracket are at `ends`."""
+        pieces: list[Any]
         try:
-            return self._each(_split_events(text))
+            pieces = _split_events(text)
         except _NOT_JSON:
-            pass
-        mended, count = mend(text)
-        try:
-            events = self._each(_split_events(mended))
-        except _NOT_JSON:
-            return self._piece_by_piece(text, ends)
-        self.replaced_text += count
-        return events
-
-    def _piece_by_piece(self, text: bytes, ends: list[int]) -> list[Event]:
-        events: list[Event] = []
-        begin = 1
-        for end in ends:
-            piece, count = mend(text[begin:end])
-            begin = end + 1
-            if piece.strip():
-                self.replaced_text += count
-                events += self._each([piece])
-        return events
+            # Each by itself, so that what is mended does not depend on what stands beside it.
+            pieces = [
+                piece for begin, end in itertools.pairwise([0, *ends]) if (piece := text[begin + 1 : end].strip())
+            ]
+        return self._each(pieces)
 
     def _each(self, pieces: list[Any]) -> list[Event]:
         events = []

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, cast
 from tracetool.chrome.scan import SPLIT_WINDOW, likely_split
 from tracetool.chrome.source import GZIP_MAGIC, open_bytes
 from tracetool.chrome.stream import EventReader, Text
+from tracetool.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +100,7 @@ def _work(path: str, position: int, chunk_bytes: int) -> None:
     # An interrupt is the first process's to tell of.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     with open_bytes(path) as source:
-        text = Text(source, chunk_bytes)
+        text = Text(source, chunk_bytes, limits=Limits.of_environment())
         while text.read < position + SPLIT_WINDOW and not text.ended:
             text.drop(max(0, min(len(text.buffer), position - text.begin)))
             text.grow()

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from isal.igzip_lib import IsalError
 
 from tracetool.chrome import halves, quick
 from tracetool.chrome.mend import mend
 from tracetool.chrome.scan import BOM, HeadScanner, NoEventsError, closes
-from tracetool.chrome.source import open_bytes
+from tracetool.chrome.source import UNREADABLE, open_bytes
 from tracetool.chrome.stream import EventReader, Text
 from tracetool.errors import TraceReadError
 from tracetool.events import ReadReport, Trace
+from tracetool.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CHUNK_BYTES = 1 << 20
-_UNREADABLE: tuple[type[Exception], ...] = (zlib.error, cast("type[Exception]", IsalError), OSError, MemoryError)
 
 
 def read(
@@ -31,6 +29,7 @@ def read(
     chunk_bytes: int = CHUNK_BYTES,
     split_at: int | None = None,
     progress: Callable[[int], object] | None = None,
+    limits: Limits | None = None,
 ) -> Trace:
     """Read a Chrome trace.
 
@@ -40,14 +39,17 @@ def read(
         split_at: the byte of JSON near which a second process takes over, 0 for none; by default the middle of a
             large file where there is a second core. The result does not depend on it.
         progress: called with the number of bytes of JSON read so far, after each chunk.
+        limits: beyond which a file is refused; by default those of the environment.
 
     Raises:
-        TraceReadError: there is no such file, or it holds no Chrome trace.
+        TraceReadError: there is no such file, it holds no Chrome trace, or more than the limits.
+        SettingError: the environment sets a limit that is none.
     """
+    limits = limits or Limits.of_environment()
     with _told(path), open_bytes(path) as source:
         middle = _middle_of(path) if split_at is None else split_at
         with halves.second_half(path, middle, chunk_bytes) as helper:
-            return _TraceReader(path, Text(source, chunk_bytes, progress), helper).read()
+            return _TraceReader(path, Text(source, chunk_bytes, progress, limits), helper).read()
 
 
 def read_head(path: str, *, chunk_bytes: int = CHUNK_BYTES) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def read_head(path: str, *, chunk_bytes: int = CHUNK_BYTES) -> dict[str, Any]:
         TraceReadError: there is no such file, or it holds no Chrome trace.
     """
     with _told(path), open_bytes(path) as source:
-        head = _TraceReader(path, Text(source, chunk_bytes), None).read_head()
+        head = _TraceReader(path, Text(source, chunk_bytes, None, Limits.of_environment()), None).read_head()
     return _read_around(head, b"", closed=False).metadata if head.strip() else {}
 
 
@@ -68,8 +70,8 @@ def _told(path: str) -> Iterator[None]:
         yield
     except NoEventsError as error:
         raise TraceReadError(f"{path} {error}") from None
-    except _UNREADABLE as error:
-        raise TraceReadError(f"{path} cannot be read: {error or 'out of memory'}") from None
+    except UNREADABLE as error:
+        raise TraceReadError(f"{path} cannot be read: {str(error) or 'out of memory'}") from None
 
 
 def _middle_of(path: str) -> int:
@@ -117,7 +119,7 @@ class _TraceReader:
         while (begin := scanner.find(text.buffer)) is None:
             if text.ended:
                 raise NoEventsError(_why_no_events(text))
-            text.grow()
+            text.double()
         head = bytes(text.buffer[:begin]).removeprefix(BOM)
         text.drop(begin)
         return head

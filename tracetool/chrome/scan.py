@@ -15,6 +15,8 @@ _FOLLOWS_KEY = re.compile(rb"\s*(?:([^\s:])|:\s*(\S))")
 _LIKELY_SPLIT = re.compile(rb"\}\s*(,)\s*\{")
 _LIKELY_END = re.compile(rb"\}\s*(?:,\s*\{|\])")
 _CANDIDATES = 3
+MOST_MARKS = 4_000_000
+"""Texts, brackets and commas of one event: each takes a moment, and none of a profiler's has a thousand."""
 BOM = b"\xef\xbb\xbf"
 _TAIL = 1 << 13
 
@@ -46,7 +48,7 @@ class HeadScanner:
             if text[begin : begin + 1] == b"[":
                 return begin
             if text[begin : begin + 1] != b"{":
-                raise NoEventsError("is not JSON: a trace begins with { or [")
+                raise NoEventsError(_why_not_json(text))
             self._depth, self._position = 1, begin + 1
         for token in _BRACKETS.finditer(text, self._position):
             found = token.group()
@@ -65,6 +67,14 @@ class HeadScanner:
                 raise NoEventsError("is JSON without 'traceEvents': it is not a Chrome trace")
             self._position = token.end()
         return None
+
+
+def _why_not_json(text: bytes | bytearray) -> str:
+    if text.startswith(b"\x1f\x8b"):
+        return "is gzip within gzip: undo one of them with gunzip"
+    if text.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "is not JSON as a trace has it, but UTF-16: write it as UTF-8"
+    return "is not JSON: a trace begins with { or ["
 
 
 def likely_ends(text: bytearray) -> list[int]:
@@ -122,12 +132,16 @@ def closes(text: bytes) -> bool:
 
 
 def _outermost(text: bytes | bytearray, begin: int) -> Iterator[tuple[int, bytes]]:
-    depth = 0
+    depth = marks = 0
     for match in _BRACKETS_AND_COMMAS.finditer(text, begin):
         token = match.group()
         if token == b'"':
             return
+        marks += 1
+        if marks > MOST_MARKS:
+            raise NoEventsError(f"has one event of more than {MOST_MARKS:,} values, which is refused")
         if depth == 0 and token in (b",", b"]"):
+            marks = 0
             yield match.start(), token
             if token == b"]":
                 return

@@ -6,10 +6,12 @@ import contextlib
 import gzip
 import io
 import sys
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from isal import igzip_threaded
+from isal.igzip_lib import IsalError
 
 from tracetool.errors import TraceReadError
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GZIP_MAGIC = b"\x1f\x8b"
+UNREADABLE: tuple[type[Exception], ...] = (zlib.error, cast("type[Exception]", IsalError), OSError, MemoryError)
+"""What reading can fail with, besides a file that ends too early."""
+
 _BLOCK_BYTES = 1024 * 1024
 
 
@@ -42,6 +47,21 @@ def open_bytes(path: str) -> Iterator[io.BufferedReader[Any]]:
         plain = gzip.GzipFile(fileobj=_Pipe(raw)) if path == "-" else _undo_in_thread(raw)
         stack.callback(plain.close)
         yield cast("io.BufferedReader[Any]", plain)
+
+
+def read_whole(path: str, most: int) -> bytes:
+    """All of a trace, but at most a byte more than `most`.
+
+    Raises:
+        TraceReadError: it cannot be read to its end.
+    """
+    try:
+        with open_bytes(path) as file:
+            return file.read(most + 1)
+    except EOFError:
+        raise TraceReadError(f"{path} is cut off, and cannot be merged; copy or capture it again") from None
+    except UNREADABLE as error:
+        raise TraceReadError(f"{path} cannot be read: {str(error) or 'out of memory'}") from None
 
 
 def _undo_in_thread(raw: io.BufferedReader[Any]) -> io.BufferedReader[Any]:

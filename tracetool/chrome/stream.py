@@ -9,15 +9,13 @@ from tracetool.chrome.columns import ColumnBuilder
 from tracetool.chrome.decode import LenientDecoder, MalformedError, decode_strict
 from tracetool.chrome.quick import Status
 from tracetool.chrome.scan import SPLIT_WINDOW, NoEventsError, exact_edges, likely_ends, likely_split
+from tracetool.limits import Limits
 
 if TYPE_CHECKING:
     import io
     from collections.abc import Callable
 
     from tracetool.chrome.decode import Event
-
-LARGEST_PIECE = 256 << 20
-"""A single event, or all that stands before or after the events, may be this large; more is refused."""
 
 
 class Helper(Protocol):
@@ -34,8 +32,13 @@ class Text:
     """A growing, shrinking window on the text of a file."""
 
     def __init__(
-        self, source: io.BufferedReader[Any], chunk_bytes: int, progress: Callable[[int], object] | None = None
+        self,
+        source: io.BufferedReader[Any],
+        chunk_bytes: int,
+        progress: Callable[[int], object] | None = None,
+        limits: Limits | None = None,
     ) -> None:
+        self.limits = limits or Limits()
         self.buffer = bytearray()
         self.ended = False
         self.cut_gzip = False
@@ -52,21 +55,42 @@ class Text:
 
     def grow(self) -> None:
         """Read one more chunk, or notice the end."""
-        if len(self.buffer) > LARGEST_PIECE:
-            limit = LARGEST_PIECE >> 20
-            raise NoEventsError(f"has a single event or header of more than {limit} MiB, which is refused")
-        try:
-            # What is there now: a wait for more can then be interrupted.
-            chunk = self._source.read1(self._chunk_bytes)
-        except EOFError:
-            chunk = b""
-            self.cut_gzip = True
-        self.ended = not chunk
-        self.read += len(chunk)
+        self._read_on(1)
+
+    def double(self) -> None:
+        """Read as much as there is, or notice the end: where nothing could be taken, and all is to be read again.
+
+        Raises:
+            NoEventsError: one piece is larger than the limit.
+        """
+        length, most = len(self.buffer), self.limits.piece_bytes
+        if length >= most:
+            raise NoEventsError(
+                f"has one event, or something before or after the events, of more than {self.limits.max_piece_mib} "
+                "MiB, which is refused: TRACETOOL_MAX_PIECE_MIB sets another limit"
+            )
+        self._read_on(max(1, min(length, most - length)))
+
+    def _read_on(self, least: int) -> None:
+        pieces: list[bytes | bytearray] = [self.buffer]
+        while least > 0 and not self.ended:
+            chunk = self._chunk()
+            self.ended = not chunk
+            self.read += len(chunk)
+            least -= len(chunk)
+            pieces.append(chunk)
+            if self._progress is not None:
+                self._progress(self.read)
         # A new object each time: decoded events may still point into the old one.
-        self.buffer = self.buffer + chunk
-        if self._progress is not None:
-            self._progress(self.read)
+        self.buffer = bytearray().join(pieces)
+
+    def _chunk(self) -> bytes:
+        """What is there now, so that a wait for more can be interrupted; nothing at the end."""
+        try:
+            return self._source.read1(self._chunk_bytes)
+        except EOFError:
+            self.cut_gzip = True
+            return b""
 
     def drop(self, position: int) -> None:
         """Forget what stands before `position`."""
@@ -123,6 +147,7 @@ class EventReader:
 
     def _joined(self, rest: Events) -> Events:
         self._columns.append(rest.columns)
+        self._check()
         rest.columns = self._columns
         rest.replaced_text += self._lenient.replaced_text
         rest.lenient_drops += self._lenient.dropped_events
@@ -139,22 +164,50 @@ class EventReader:
                 if self._take_up_to_helper():
                     return None
                 self._helper = None
-            if self._take():
+            closed = self._take()
+            if closed:
                 return True
-            if text.ended:
+            if closed is None and text.ended:
                 self._take_last()
                 return False
-            text.grow()
+            if closed is None:
+                text.double()
+            elif not text.ended:
+                text.grow()
 
-    def _take(self) -> bool:
-        """Take the whole events of the window; says whether the list was closed."""
+    def _add(self, events: list[Event]) -> None:
+        self._columns.add(events)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse more than is to be kept.
+
+        Raises:
+            NoEventsError: there are more events than the limit, or their names take more.
+        """
+        limits = self._text.limits
+        if self._columns.rows > limits.max_events:
+            raise NoEventsError(
+                f"has more than {limits.max_events:,} events that count, which is refused: "
+                "TRACETOOL_MAX_EVENTS sets another limit"
+            )
+        if self._columns.names_bytes > limits.names_bytes:
+            raise NoEventsError(
+                f"has names that take more than {limits.max_names_mib:,} MiB, which is refused: "
+                "TRACETOOL_MAX_NAMES_MIB sets another limit"
+            )
+
+    def _take(self) -> bool | None:
+        """Take the whole events of the window; says whether the list was closed, or None where there was nothing."""
+        before = len(self._text.buffer)
         status = self._take_quickly()
+        some = len(self._text.buffer) < before
         if status is not Status.ODD:
-            return status is Status.CLOSED
+            return True if status is Status.CLOSED else False if some else None
         taken = self._take_likely() or self._take_exact()
         if taken is None:
-            return False
-        self._columns.add(taken.events)
+            return False if some else None
+        self._add(taken.events)
         self._text.drop(taken.end)
         return taken.closed
 
@@ -164,6 +217,7 @@ class EventReader:
         while True:
             taken = self._taker.take(self._text.buffer)
             self._columns.add_taken(taken, self._taker, self._text.buffer)
+            self._check()
             self._text.drop(taken.consumed)
             if taken.status is not Status.FULL:
                 return taken.status
@@ -172,7 +226,7 @@ class EventReader:
         """Take what stands at the end of a list that is not closed, if it is a whole event."""
         rest = bytes(self._text.buffer[1:])
         try:
-            self._columns.add(decode_strict(memoryview(b"[" + rest + b"]")))
+            self._add(decode_strict(memoryview(b"[" + rest + b"]")))
         except MalformedError:
             self._text.buffer = bytearray(rest)
         else:
@@ -186,7 +240,7 @@ class EventReader:
         events = None if end is None else self._decode(end)
         if end is None or events is None:
             return False
-        self._columns.add(events)
+        self._add(events)
         text.drop(end)
         return True
 
@@ -228,7 +282,7 @@ class EventReader:
 
     def _read_tail(self) -> bytes:
         while not self._text.ended:
-            self._text.grow()
+            self._text.double()
         tail = bytes(self._text.buffer)
         self._text.buffer = bytearray()
         return tail

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from tracetool.checking import unfit
+from tracetool.output import harmless
 from tracetool.render import sentences
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def _command(level: str, message: str, **properties: str) -> str:
 
 
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    escaped = {"\r": "%0D", "\n": "%0A"}
+    return "".join(escaped.get(part, harmless(part).replace("%", "%25")) for part in re.split(r"([\r\n])", text))
 
 
 def _property(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from tracetool.render import ranks as by_rank
 from tracetool.render import sentences, words
 from tracetool.render.verdict import verdict_of
 from tracetool.summary import BY
+
+_STEERING = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What JSON allows in a text as it is, though it steers a terminal."""
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -205,7 +209,8 @@ def _outcome(one: Outcome) -> dict[str, Any]:
 
 def as_text(value: object) -> str:
     """Values as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
+    return _STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _trace(found: TraceSummary) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import msgspec
 
 from tracetool.folding import STEP
 from tracetool.metrics import Unit, lookup
+from tracetool.output import STEERING, harmless
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from tracetool.summary import TraceSummary
 
 _SPECIAL = re.compile(r"[\\*/]")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _TIMES = (("s", 10**9), ("ms", 10**6), ("us", 10**3))
 
@@ -91,7 +92,16 @@ def path_text(path: Sequence[str]) -> str:
 
 def clean(text: str) -> str:
     """A name on one line, without characters that would steer a terminal (names in traces hold anything)."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
+    return harmless(" ".join(text.split()))
+
+
+def to_type(command: Sequence[str]) -> str:
+    """A command of tracetool's as one would type it; empty where nobody can.
+
+    What came through a pipe cannot be read again, and control characters, as names of files may hold, cannot be typed.
+    """
+    text = shlex.join(["tracetool", *command])
+    return "" if "-" in command or STEERING.search(text) else text
 
 
 def shorten(text: str, width: int) -> str:
@@ -141,4 +151,4 @@ def replayed(found: TraceDiff, row: DiffRow) -> list[bool]:
 def pattern_of(path: Sequence[str]) -> str:
     """A `--range` pattern that fits this path, with or without the profiler's steps, and that can be typed."""
     bare = [name for name in path if name != STEP] or list(path)
-    return "/" + "/".join(_CONTROL.sub("*", _SPECIAL.sub(r"\\\g<0>", name)) for name in bare)
+    return "/" + "/".join(STEERING.sub("*", _SPECIAL.sub(r"\\\g<0>", name)) for name in bare)
