@@ -188,19 +188,19 @@ def test_gzip_members_one_after_the_other_are_one_trace(tmp_path):
 
 
 def test_devices_folders_and_empty_files(tmp_path, run):
+    folder = tmp_path / "folder"
+    folder.mkdir()
     (tmp_path / "empty").touch()
-    for path, words in (
-        ("/dev/zero", "is not JSON"),
-        ("/dev/null", "is empty"),
-        (tmp_path, "is a directory; name a trace file in it"),
-        (tmp_path / "empty", "is empty"),
+    one_trace = [["health"], ["check", "--baseline", GRAPH]]
+    any_trace = [["summary"], ["diff", PAGEABLE], *one_trace]
+    for path, words, commands in (
+        ("/dev/zero", "is not JSON", any_trace),
+        ("/dev/null", "is empty", any_trace),
+        (tmp_path / "empty", "is empty", any_trace),
+        (folder, "is a directory; name a trace file in it", one_trace),
+        (folder, "holds no traces: none of its files ends in .json or .json.gz", any_trace[:2]),
     ):
-        for command in (
-            ["summary", path],
-            ["diff", PAGEABLE, path],
-            ["health", path],
-            ["check", path, "--baseline", GRAPH],
-        ):
+        for command in ([*words_before, path] for words_before in commands):
             code, _, said = run(*command)
             assert code == 2
             assert said.count("\n") == 1
@@ -275,7 +275,8 @@ def test_memory_that_is_not_there_is_one_sentence(run, monkeypatch):
     def full(*_):
         raise MemoryError
 
-    monkeypatch.setattr("tracetool.chrome.columns.ColumnBuilder.add", full)
+    for way in ("add", "add_taken"):
+        monkeypatch.setattr(f"tracetool.chrome.columns.ColumnBuilder.{way}", full)
     assert run("summary", PAGEABLE) == (2, "", f"tracetool: {PAGEABLE} cannot be read: out of memory\n")
     monkeypatch.undo()
     monkeypatch.setattr("tracetool.summary.attribute", full)

@@ -16,6 +16,7 @@
 
 typedef const uint8_t *text;
 
+enum { LONGEST = 1 << 20 };
 enum status { MORE = 0, CLOSED = 1, ODD = 2, FULL = 3, NEW_CATEGORY = 4, NO_MEMORY = 5 };
 
 /* What is read of an event of some category. */
@@ -701,6 +702,7 @@ EXPORT int tracetool_take(reader *r, text base, int64_t length, columns *c) {
         memset(&e, 0, sizeof e);
         if (!(p = members(&s, p + 1, &e, 0))) return s.why;
         text end = p;
+        if (end - begin > LONGEST) return ODD; /* whether it is too large to be an event is the caller's to say */
         p = blank(p, s.end);
         if (p >= s.end) return MORE;
         if (*p != ',' && *p != ']') return ODD;
