@@ -227,8 +227,7 @@ class TraceDiff:
             counts: Counter[str] = Counter()
             if part is not None:
                 for number, scope in _scoped(part, self.scope, metric):
-                    for name, amounts in side.summary.contributors(number, by, scope).items():
-                        counts[name] += amounts.get(metric, 0)
+                    counts.update(side.summary.contributors_to(metric, number, by, scope))
             found.append(counts)
         divided = [
             {

@@ -430,13 +430,23 @@ class TraceSummary:
 
     def contributors(self, row: int, by: str, scope: str = "self") -> dict[str, Counts]:
         """What made a row's counts: for each op, kernel, function or line its part of every metric."""
+        found: dict[str, Counts] = defaultdict(dict)
+        for metric in self._contributions(by):
+            for name, value in self.contributors_to(metric, row, by, scope).items():
+                found[name][metric] = value
+        return dict(found)
+
+    def contributors_to(self, metric: str, row: int, by: str, scope: str = "self") -> dict[str, int]:
+        """What made one of a row's counts: the part of each op, kernel, function or line."""
+        entries = self._contributions(by).get(metric)
+        if entries is None:
+            return {}
         rows = self.subtree(row) if scope == "total" else range(row, row + 1)
-        found: dict[str, Counts] = defaultdict(lambda: defaultdict(int))
-        for metric, entries in self._contributions(by).items():
-            low, high = np.searchsorted(entries.row, [rows.start, rows.stop])
-            for name, value in zip(entries.name[low:high], entries.value[low:high].tolist(), strict=True):
-                found[name][metric] += value
-        return {name: dict(counts) for name, counts in found.items()}
+        low, high = np.searchsorted(entries.row, [rows.start, rows.stop])
+        found: dict[str, int] = defaultdict(int)
+        for name, value in zip(entries.name[low:high], entries.value[low:high].tolist(), strict=True):
+            found[name] += value
+        return dict(found)
 
     def _contributions(self, by: str) -> dict[str, _Entries]:
         if by not in self._contributed:
