@@ -166,6 +166,9 @@ ODD = [
     (rb'"External id":7', rb'"External id":7,"x":"\ud800"'),
     (rb'"External id":7', rb'"External id":7,"x":' + b"[" * 100 + b"]" * 100),
     (rb'"External id":7', rb'"External id":7,"Call line":5'),
+    # Numbers beyond what Python reads into fields that this category has no use for.
+    (rb'"External id":7', rb'"External id":7,"correlation":1e400'),
+    (rb'"dur":2', rb'"dur":2,"id":' + b"9" * 5000),
 ]
 
 

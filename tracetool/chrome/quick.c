@@ -310,6 +310,7 @@ static text number(scan *s, text p, int64_t *number, int *whole) {
     while (p < end && digit(*p)) found = found * 10 + (uint64_t)(*p++ - '0');
     if (p >= end) return fail(s, MORE);
     if (p == first || (*first == '0' && p - first > 1)) return fail(s, ODD);
+    if (p - first > 200) return fail(s, ODD); /* larger than a float may be, with an exponent of two digits */
     *whole = p - first <= 18 && !(negative && !found);
     *number = (int64_t)(negative ? 0 - found : found);
     if (*p == '.') {
@@ -326,7 +327,7 @@ static text number(scan *s, text p, int64_t *number, int *whole) {
         first = p;
         while (p < end && digit(*p)) p++;
         if (p >= end) return fail(s, MORE);
-        if (p == first) return fail(s, ODD);
+        if (p == first || p - first > 2) return fail(s, ODD);
     }
     return p;
 }
