@@ -91,8 +91,8 @@ class Sparse:
 class EventTable:
     """Columns of equal length, one row an event, in the order of the file; and sparse ones.
 
-    Times are int64 nanoseconds on the clock of the trace; `end >= start`. `name` and `line` index `names`,
-    `thread` indexes `threads`.
+    Times are int64 nanoseconds on the clock of the trace; `end >= start`. `name`, `line` and `compiled_for` index
+    `names`, `thread` indexes `threads`.
     """
 
     category: npt.NDArray[np.int8]
@@ -115,6 +115,8 @@ class EventTable:
     """The source line that called an op, where the capture recorded it."""
     cache_hit: Sparse
     """Of a compile: 1 where the disk cache had it."""
+    compiled_for: Sparse
+    """Of a compile: what it was compiled for, `name: type` of each argument; an index into `names`."""
     names: list[str]
     threads: list[Thread]
 

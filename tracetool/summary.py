@@ -489,6 +489,17 @@ class TraceSummary:
         call[runs] = np.arange(len(runs))
         return Pieces(rows, values, call[slot], self._run_steps[slot])
 
+    def rows_of(self, rows: IntArray) -> IntArray:
+        """The row that each piece of work belongs to directly."""
+        found: IntArray = self._rows.of_slot[self.tally.slot[rows]]
+        return found
+
+    def runs_of(self, row: int) -> IntArray:
+        """The runs of a row's range, as rows of the range table, in order of time; none for the last two rows."""
+        if row >= self._rows.count:
+            return np.empty(0, dtype=np.int64)
+        return self._rows.by_row[self._rows.run_slice(row)]
+
     def places(self, rows: IntArray) -> list[tuple[str, str]]:
         """The op that made each piece of work, and where the program called it (its line, else its function)."""
         found: list[list[str]] = []

@@ -120,7 +120,8 @@ _COLUMNS: dict[str, type[np.generic]] = {
 _THING_BYTES = 160
 _ROWS = 1 << 14
 _GROWTH = 8
-_SPARSE = ("bytes", "held_bytes", "on_device", "collective_bytes", "line", "cache_hit")
+_SPARSE = ("bytes", "held_bytes", "on_device", "collective_bytes", "line", "cache_hit", "compiled_for")
+_OF_NAMES = ("line", "compiled_for")
 
 
 class _Column:
@@ -240,7 +241,7 @@ class ColumnBuilder:
             self._columns[title].extend(column.values if numbers is None else numbers[column.values])
         for kind, parts in later._sparse.items():
             for rows, values in parts:
-                self._sparse[kind].append((rows + self.rows, names[values] if kind == "line" else values))
+                self._sparse[kind].append((rows + self.rows, names[values] if kind in _OF_NAMES else values))
         self.rows += later.rows
 
     def table(self) -> EventTable:
@@ -325,6 +326,8 @@ class ColumnBuilder:
         compiles = np.flatnonzero(kind == Category.COMPILE)
         hits = np.array([args[row].cache_hit is True for row in compiles.tolist()], dtype=np.int64)
         self._keep_sparse("cache_hit", compiles, hits)
+        told = [self._names[_compiled_for(args[row])] for row in compiles.tolist()]
+        self._keep_sparse("compiled_for", compiles, np.array(told, dtype=np.int64))
         lines = [row for row, arg in enumerate(args) if arg.line is not None]
         self._keep_sparse(
             "line", np.array(lines, np.int64), np.array([self._names[str(args[row].line)] for row in lines], np.int64)
@@ -478,3 +481,9 @@ def _decimal(text: str) -> Decimal | None:
         return None
     # Beyond this many digits before the point, making it an int could take all time and memory.
     return number if number.is_finite() and number.adjusted() < _DIGITS else None
+
+
+def _compiled_for(args: Args) -> str:
+    """The types of a kernel's arguments, and after a bar those that are multiples of 16; empty where not told."""
+    told = [text for text in (args.signature, args.multiples) if isinstance(text, str)]
+    return " | ".join(told)

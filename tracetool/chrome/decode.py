@@ -32,6 +32,8 @@ class Args(msgspec.Struct, gc=False, frozen=True):
     dtype: Any = None
     line: Any = msgspec.field(default=None, name="Call line")
     cache_hit: Any = None
+    signature: Any = None
+    multiples: Any = msgspec.field(default=None, name="multiples_of_16")
     name: Any = None
 
 

@@ -1,0 +1,1 @@
+"""One rule a file; `tracetool.findings.registry` lists them."""

@@ -1,0 +1,155 @@
+"""TT10: CUDA graphs captured anew, cut small, or with much left beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracetool.events import Category
+from tracetool.findings.finding import Cost, Finding, Mend, Rule
+from tracetool.findings.whatif import Change
+from tracetool.findings.wording import amount, plural_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tracetool.events import IntArray
+    from tracetool.findings.subject import Group, Subject
+
+_FEWEST_GRAPHS = 4
+_SMALL = 10
+_FEWEST_LAUNCHES = 10
+
+_ONCE = Mend(
+    "Capture once for each shape, before the loop, and keep the graphs; new inputs are copied into the buffers that were "
+    "captured. Pad sizes up to a few, so that there is a graph for each.",
+    "graphs = {size: captured(model, size) for size in (1, 2, 4, 8, 16)}  # once\n"
+    "static_in[:n].copy_(x)\n"
+    "graphs[next(size for size in graphs if size >= n)].replay()",
+)
+_JOIN = Mend(
+    "Capture what follows each other as one graph: launching a graph costs the same for ten kernels as for a thousand. What "
+    "stands between them (a read, a copy from pageable memory, Python that decides) has to move out of the step first.",
+    "with torch.cuda.graph(graph):\n    for layer in layers:\n        x = layer(x)",
+)
+_INSIDE = Mend(
+    "Take what is launched beside the graph into it, sampling and the building of inputs among it. It needs its inputs in "
+    "buffers that stay, and no step that waits for the device.",
+    "with torch.cuda.graph(graph):\n"
+    "    logits = model(ids, positions)\n"
+    "    ids.copy_(logits.argmax(-1))  # the next step's input stays on the device",
+)
+
+
+def _find(subject: Subject) -> Iterator[Finding]:
+    yield from _captures(subject)
+    launches = subject.amounts("graph_launches")
+    kernels = subject.kernels_of(launches)
+    small = launches[np.array([0 < len(kernels[one]) <= _SMALL for one in launches.tolist()], dtype=np.bool_)]
+    for group in subject.groups(small, [""] * len(small)):
+        if subject.repeated(group.rows) and subject.per_step(group.rows) >= _FEWEST_GRAPHS:
+            yield _small(subject, group, kernels)
+    if len(launches) and subject.repeated(launches):
+        yield from _beside(subject, launches)
+
+
+def _captures(subject: Subject) -> Iterator[Finding]:
+    calls = subject.work.of(Category.CALL)
+    begins = subject.steady(subject.named(calls, lambda name: "StreamBeginCapture" in name))
+    if subject.summary.step_count > 1:
+        begins = begins[subject.work.step[begins] != subject.first_step]
+    ends = subject.steady(
+        subject.named(calls, lambda name: "StreamEndCapture" in name or "GraphInstantiate" in name)
+    )
+    for group in subject.groups(begins, [""] * len(begins)):
+        if not subject.repeated_later(group.rows):
+            continue
+        cuts = [_capture(subject, row, ends) for row in group.rows.tolist()]
+        steps = max(1, subject.summary.step_count - 1)
+        time = sum(end - start for start, end in cuts) / steps
+        count = len(group.rows) / steps
+        yield Finding(
+            RULE,
+            subject.path(group.row),
+            f"{plural_of(count, 'graph')} captured anew in each step, {amount(time, 'cpu_ns')} from its beginning to its "
+            "instantiation",
+            {"cpu_ns": time},
+            subject.calls(group.row),
+            subject.culprits(group.rows),
+            Cost(
+                subject.saved(Change(cuts)) * subject.units / steps,
+                "replayed without the time from the beginning of each capture to its instantiation",
+            ),
+            _ONCE,
+            group.rows,
+        )
+
+
+def _capture(subject: Subject, row: int, ends: IntArray) -> tuple[int, int]:
+    """From a call that begins a capture to the last that ends or instantiates it, before the next graph is launched."""
+    events, work = subject.events, subject.work
+    start = int(events.start[work.event[row]])
+    later = ends[subject.start(ends) > start][:2]
+    instantiated = subject.named(later, lambda name: "GraphInstantiate" in name)
+    last = instantiated[:1] if len(instantiated) else later[:1]
+    return start, int(events.end[work.event[last[0]]]) if len(last) else int(events.end[work.event[row]])
+
+
+def _small(subject: Subject, group: Group, kernels: dict[int, list[int]]) -> Finding:
+    rows, count = group.rows, len(group.rows) / subject.units
+    each = sum(len(kernels[row]) for row in rows.tolist()) / len(rows)
+    kinds = len({tuple(subject.raw_name(np.array(kernels[row]))) for row in rows.tolist()})
+    first = np.unique(subject.work.step[rows], return_index=True)[1]
+    others = np.delete(rows, first)
+    cuts = [*subject.loop_cuts(rows), *(subject.span(row) for row in others.tolist())]
+    return Finding(
+        RULE,
+        subject.path(group.row),
+        f"{plural_of(count, 'graph launch', 'graph launches')} of {amount(each, 'kernels')} kernels each, in "
+        f"{plural_of(kinds, 'sequence')} of kernels",
+        {"graph_launches": count, "graph_kernels": each * count},
+        subject.calls(group.row),
+        subject.culprits(rows),
+        Cost(subject.saved(Change(cuts)), "replayed with one launch, of the time of the first, in the place of all"),
+        _JOIN,
+        rows,
+    )
+
+
+def _beside(subject: Subject, graphs: IntArray) -> Iterator[Finding]:
+    steps = np.unique(subject.work.step[graphs])
+    launches = subject.amounts("kernel_launches")
+    launches = launches[np.isin(subject.work.step[launches], steps)]
+    for group in subject.groups(launches, [""] * len(launches)):
+        if not subject.repeated(group.rows) or subject.per_step(group.rows) < _FEWEST_LAUNCHES:
+            continue
+        spans = [subject.span(row) for row in group.rows.tolist()]
+        time = sum(end - start for start, end in spans) / subject.units
+        count = len(group.rows) / subject.units
+        yield Finding(
+            RULE,
+            subject.path(group.row),
+            f"{plural_of(count, 'launch', 'launches')} one by one beside {plural_of(len(graphs) / subject.units, 'graph')} "
+            f"in the same step, {amount(time, 'cpu_ns')} of CPU time",
+            {"kernel_launches": count, "graph_launches": len(graphs) / subject.units},
+            subject.calls(group.row),
+            subject.culprits(group.rows),
+            Cost(
+                subject.saved(Change([*spans, *subject.loop_cuts(group.rows)])),
+                "replayed without the CPU time of these ops: their kernels follow each other in the graph",
+            ),
+            _INSIDE,
+            group.rows,
+        )
+
+
+RULE = Rule(
+    "TT10",
+    "graph-misuse",
+    "CUDA graphs that are captured in most steps after the first; 4 graph launches a step and more of at most 10 kernels "
+    "each in one range; 10 launches a step and more, in one range, beside a graph.",
+    "A capture runs everything through Python and instantiates anew; a graph saves only the launches that are in it.",
+    _ONCE,
+    _find,
+)
