@@ -32,6 +32,7 @@ class Small:
         self.now = 1000.0
         self.thread = thread
         self._id = 0
+        self._free: dict[int, float] = {}
 
     @contextlib.contextmanager
     def range(self, name: str, *, idle: float = 0) -> Iterator[None]:
@@ -53,21 +54,47 @@ class Small:
     def step(self, number: int) -> contextlib.AbstractContextManager[None]:
         return self.range(f"ProfilerStep#{number}")
 
-    def kernel(self, name: str = "kernel", *, op: str | None = None, us: float = 1) -> None:
-        self._call("cudaLaunchKernel", op, [("kernel", name, {})], us)
+    def kernel(self, name: str = "kernel", *, op: str | None = None, us: float = 1, device_us: float = 0) -> None:
+        """A launch of `us`, of a kernel of `device_us` (as long as the launch, unless told)."""
+        self._call("cudaLaunchKernel", op, [("kernel", name, {})], us, device_us)
 
     def graph(self, *kernels: str) -> None:
         self._call("cudaGraphLaunch", None, [("kernel", name, {}) for name in kernels], 1)
 
-    def copy(self, direction: str = "HtoD", memory: str = "Pageable", *, size: int = 64, op: str | None = None) -> None:
+    def copy(
+        self,
+        direction: str = "HtoD",
+        memory: str = "Pageable",
+        *,
+        size: int = 64,
+        op: str | None = None,
+        us: float = 1,
+        device_us: float = 0,
+        stream: int = 7,
+    ) -> None:
         name = f"Memcpy {direction} ({_KINDS[direction].format(memory=memory)})"
-        self._call("cudaMemcpyAsync", op, [("gpu_memcpy", name, {"bytes": size})], 1)
+        self._call("cudaMemcpyAsync", op, [("gpu_memcpy", name, {"bytes": size})], us, device_us, stream)
 
     def memset(self) -> None:
         self._call("cudaMemsetAsync", None, [("gpu_memset", "Memset (Device)", {"bytes": 4})], 1)
 
     def sync(self, name: str = "cudaStreamSynchronize", *, us: float = 1) -> None:
         self._call(name, None, [], us)
+
+    def call(self, name: str, *, us: float = 1) -> None:
+        """A call that owns nothing."""
+        self._call(name, None, [], us)
+
+    def compile(self, name: str, *, us: float, signature: str = "", multiples: str = "", hit: bool = False) -> None:
+        """A kernel compiled, as our own capture notes it."""
+        told = {"cache_hit": hit, "signature": signature, "multiples_of_16": multiples}
+        self._add("compile", name, 1, self.thread, self.now, us, **told)
+        self.now += us
+
+    def tune(self, name: str, *, us: float) -> None:
+        """A run of an autotuner, as our own capture notes it."""
+        self._add("autotune", name, 1, self.thread, self.now, us)
+        self.now += us
 
     def orphan(self, name: str = "early") -> None:
         """Device work whose call is not in the file."""
@@ -89,16 +116,26 @@ class Small:
         self.events.insert(place, self.events.pop())
         self.now += 1
 
-    def _call(self, name: str, op: str | None, work: Sequence[tuple[str, str, dict[str, int]]], us: float) -> None:
+    def _call(
+        self,
+        name: str,
+        op: str | None,
+        work: Sequence[tuple[str, str, dict[str, int]]],
+        us: float,
+        device_us: float = 0,
+        stream: int = 7,
+    ) -> None:
         with self.op(op) if op else contextlib.nullcontext():
             self._id += 1
             number = self._id
             self._add("cuda_runtime", name, 1, self.thread, self.now, us, correlation=number)
             for category, what, args in work:
-                self._add(category, what, 0, 7, self.now, us, correlation=number, **args)
+                begin = max(self.now, self._free.get(stream, 0))
+                self._add(category, what, 0, stream, begin, device_us or us, correlation=number, **args)
+                self._free[stream] = begin + (device_us or us) if device_us else begin
             self.now += us
 
-    def _add(self, cat: str, name: str, pid: int, tid: int, ts: float, dur: float, **args: int) -> None:
+    def _add(self, cat: str, name: str, pid: int, tid: int, ts: float, dur: float, **args: Any) -> None:
         self.events.append(
             {"ph": "X", "cat": cat, "name": name, "pid": pid, "tid": tid, "ts": ts, "dur": dur, "args": args}
         )

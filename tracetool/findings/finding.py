@@ -36,10 +36,12 @@ class Cost:
         ns: of a step (without steps: of the trace) that could be saved, in profiled time; None where the trace does not
             tell.
         how: how it was estimated, or why it cannot be.
+        at_most: where it cannot be, no more than this, ns; None where not even that is known.
     """
 
     ns: float | None
     how: str
+    at_most: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def lint(
                     unjudged[number].append(Unjudged(rule, told))
                 else:
                     found[number] += (replace(one, source=subject.summary.source) for one in told)
-        if rule.find_among is not None:
+        if rule.find_among is not None and len(subjects) > 1:
             told = rule.find_among(subjects)
             if isinstance(told, str):
                 unjudged[0].append(Unjudged(rule, told))
@@ -91,7 +91,7 @@ def _judged(
     suppressions: Sequence[Suppression],
 ) -> Lint:
     least = threshold.ns_of(subject.step_ns)
-    dear = [one for one in findings if one.cost.ns is None or one.cost.ns >= least]
+    dear = [one for one in findings if _most(one) is None or (_most(one) or 0) >= least]
     dear.sort(key=lambda one: (one.cost.ns is None, -(one.cost.ns or 0), one.rule.id, one.path))
     dear = _with_cover(dear)
     told, suppressed = [], []
@@ -111,6 +111,10 @@ def _judged(
         len(findings) - len(dear),
         unjudged,
     )
+
+
+def _most(finding: Finding) -> float | None:
+    return finding.cost.at_most if finding.cost.ns is None else finding.cost.ns
 
 
 def _with_cover(findings: list[Finding]) -> list[Finding]:

@@ -12,8 +12,9 @@ import numpy as np
 from tracetool import apis, autograd
 from tracetool.attribution import EARLIER, Causes
 from tracetool.events import DEVICE_WORK, Category
-from tracetool.findings.finding import Culprit
-from tracetool.findings.whatif import Change, WhatIf
+from tracetool.findings.finding import Cost, Culprit
+from tracetool.findings.whatif import WhatIf
+from tracetool.folding import step_number
 from tracetool.nesting import order_of, sweep
 from tracetool.tally import union_length
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from tracetool.events import BoolArray, IntArray
+    from tracetool.findings.whatif import Change
     from tracetool.summary import Path, TraceSummary
 
 _MOST_CULPRITS = 3
@@ -107,6 +109,11 @@ class Subject:
         of = self.work.event[rows]
         return self.events.end[of] - self.events.start[of]
 
+    def times(self, rows: IntArray) -> list[tuple[int, int]]:
+        """When each piece of work itself began and ended, ns."""
+        of = self.work.event[rows]
+        return list(zip(self.events.start[of].tolist(), self.events.end[of].tolist(), strict=True))
+
     def call(self, rows: IntArray) -> IntArray:
         """The call that owns each piece of device work; of a call itself."""
         owner = self.work.owner[rows]
@@ -126,7 +133,12 @@ class Subject:
 
     def named(self, rows: IntArray, test: Callable[[str], bool]) -> IntArray:
         """Those whose own name passes a test."""
-        return rows[apis.named(self.events.names, test)[self.events.name[self.work.event[rows]]]]
+        return rows[self.named_mask(rows, test)]
+
+    def named_mask(self, rows: IntArray, test: Callable[[str], bool]) -> BoolArray:
+        """Which of them have a name that passes a test."""
+        found: BoolArray = apis.named(self.events.names, test)[self.events.name[self.work.event[rows]]]
+        return found
 
     def copies(self, direction: str, memory: str = "") -> IntArray:
         """Copies of a direction (and of a kind of host memory) in steps."""
@@ -191,11 +203,19 @@ class Subject:
 
     def chain(self, row: int) -> list[str]:
         """Names of the ops around a piece of work, the innermost first."""
-        return [self.events.names[self.events.name[op]] for op in self._around(row)]
+        return [self._op_name(op) for op in self._around(row)]
 
     def chains(self, rows: IntArray) -> list[list[str]]:
         """The same of several."""
         return [self.chain(row) for row in rows.tolist()]
+
+    def around(self, rows: IntArray, name: str) -> IntArray:
+        """The outermost op of a name around each piece of work, as a row of the events; -1 for none."""
+        found = [[op for op in self._around(row) if self._op_name(op) == name] for row in rows.tolist()]
+        return np.array([ops[-1] if ops else -1 for ops in found], dtype=np.int64)
+
+    def _op_name(self, op: int) -> str:
+        return self.events.names[self.events.name[op]]
 
     def outermost(self, row: int) -> int:
         """The outermost op around a piece of work inside its innermost range, as a row of the events; -1 for none."""
@@ -345,9 +365,38 @@ class Subject:
         """Replays of the trace."""
         return WhatIf(self.work)
 
-    def saved(self, change: Change) -> float:
-        """Time that a step would take less after a change, ns."""
-        return self.what_if.saved(change)
+    def cost(self, rows: IntArray, change: Change, how: str, *, steps: int = 0, most: float | None = None) -> Cost:
+        """What a step would take less after a change; no number where the work is beside the steps' own thread.
+
+        Args:
+            rows: the work that the change is about.
+            change: what is left out.
+            how: the words for that.
+            steps: over how many steps it is spread; all of them unless told.
+            most: no more than this, ns, whatever the replay says.
+        """
+        steps = steps or self.units
+        if not self._in_turn(rows):
+            length = sum(end - start for start, end in change.cuts)
+            return Cost(None, "other threads work meanwhile: the trace does not tell what waits for this one", length / steps)
+        saved = self.what_if.saved(change) * self.units / steps
+        return Cost(saved if most is None else min(saved, most), how)
+
+    def _in_turn(self, rows: IntArray) -> bool:
+        """Whether work is on the thread that the steps are on, or on autograd's, which works while that one waits."""
+        others = rows[~self.work.via_autograd[rows]]
+        return bool(np.isin(self.work.thread[others], list(self._main_threads)).all())
+
+    @cached_property
+    def _main_threads(self) -> set[int]:
+        """The threads of the steps; without steps, or with steps on a thread that calls nothing, the busiest."""
+        events, calls = self.events, self.work.of(Category.CALL)
+        ranges = events.of(Category.RANGE)
+        steps = [row for row in ranges.tolist() if step_number(events.names[events.name[row]]) is not None]
+        if steps:
+            return set(events.thread[np.array(steps)].tolist())
+        threads, counts = np.unique(self.work.thread[calls], return_counts=True)
+        return {int(threads[counts.argmax()])} if len(threads) else set()
 
     @cached_property
     def _launches(self) -> IntArray:
@@ -359,10 +408,23 @@ class Subject:
     def _launch_times(self) -> IntArray:
         return self.events.start[self.work.event[self._launches]]
 
-    def launches_between(self, start: int, end: int) -> int:
-        """How many calls that own device work begin in an interval, on any thread."""
-        low, high = np.searchsorted(self._launch_times, [start, end])
+    def launches_between(self, start: int, end: int, *, reads: bool = True) -> int:
+        """How many calls that own device work begin in an interval, on any thread; with or without reads (DtoH)."""
+        times = self._launch_times if reads else self._launch_times_without_reads
+        low, high = np.searchsorted(times, [start, end])
         return int(high - low)
+
+    @cached_property
+    def _launch_times_without_reads(self) -> IntArray:
+        reads = self.work.owner[self.copies("d2h")]
+        return self._launch_times[~np.isin(self._launches, reads)]
+
+    @cached_property
+    def launches(self) -> IntArray:
+        """Calls that own device work, or whose name says that they launch some, in steps."""
+        calls = self.work.of(Category.CALL)
+        by_name = self.named(calls, apis.is_launch)
+        return self.steady(np.union1d(self._launches, by_name))
 
     def loop_cuts(self, rows: IntArray) -> list[tuple[int, int]]:
         """CPU time that goes when of work done over and over in each run of a range only the first is left.

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from tracetool.attribution import Work
     from tracetool.events import BoolArray, IntArray
 
-_QUEUED_NS = 2_000
-"""Device work that begins within this time after the work before it was in the stream's queue, and not late."""
+_LATE = 1.5
+"""Device work that begins later after its launch than this times the usual latency was in its stream's queue."""
+
+_SYNC_NS = 2_000
+"""What a call that waits takes at least, when there is nothing to wait for."""
 
 _MOST_PIECES = 200_000
 """More device work than this is not replayed: later steps are as the earlier ones."""
@@ -79,7 +82,21 @@ class WhatIf:
         device, launch = device[launch < self.end], launch[launch < self.end]
         self._moments = self._in_order(work, device, launch, syncs)
         self._device_rows = device
+        self._usual = self._latency(self._moments)
         self._base = self._makespan(Change())
+
+    def _latency(self, moments: _Moments) -> float:
+        """From a launch to the beginning of its work where the stream has nothing else to do: the median, ns."""
+        free: dict[int, int] = {}
+        found, least = [], None
+        for at, sync, start, end, stream in zip(*(column.tolist() for column in moments.times()), strict=True):
+            if sync:
+                continue
+            if at >= free.get(stream, self.start):
+                found.append(start - at)
+            least = start - at if least is None else min(least, start - at)
+            free[stream] = max(end, free.get(stream, self.start))
+        return float(np.median(found)) if found else float(least or 0)
 
     def _in_order(self, work: Work, device: IntArray, launch: IntArray, syncs: IntArray) -> _Moments:
         """Launches of device work and syncs by time; what one launch owns, by its own time."""
@@ -102,6 +119,7 @@ class WhatIf:
         gone = np.isin(moments.rows, change.device)
         apart = np.isin(moments.rows, change.apart)
         before_start, before_end = cut.before(moments.moment), cut.before(moments.end)
+        usual = round(self._usual)
         free: dict[int, int] = {}
         free_then: dict[int, int] = {}
         done = done_then = self.start
@@ -123,16 +141,16 @@ class WhatIf:
                 if cut_end - cut_start >= end - start:
                     continue  # it is cut out whole
                 waited = start < done_then <= end
-                ends = max(now + min(end - start, _QUEUED_NS), done + end - done_then) if waited else now + end - start
+                ends = max(now + min(end - start, _SYNC_NS), done + end - done_then) if waited else now + end - start
                 saved_wait = end - cut_end - ends
                 continue
             last = free_then.get(stream, self.start)
-            queued = start - last < _QUEUED_NS
+            queued = start - at > _LATE * usual and at < last
             free_then[stream] = max(last, end)
             done_then = max(done_then, end)
             if is_gone:
                 continue
-            ready = now + (min(start - at, _QUEUED_NS) if queued else start - at)
+            ready = now + (usual if queued else start - at)
             begins = max(ready, free.get(stream, self.start) + (max(0, start - last) if queued else 0))
             if is_apart:
                 continue
@@ -152,6 +170,10 @@ class _Moments:
     start: IntArray
     end: IntArray
     stream: IntArray
+
+    def times(self) -> tuple[IntArray, ...]:
+        """Those that say when and where."""
+        return self.moment, self.is_sync, self.start, self.end, self.stream
 
 
 class _Cuts:

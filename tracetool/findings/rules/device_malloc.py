@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracetool.events import Category
-from tracetool.findings.finding import Cost, Finding, Mend, Rule
+from tracetool.findings.finding import Finding, Mend, Rule
 from tracetool.findings.whatif import Change
 from tracetool.findings.wording import amount, plural_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tracetool.events import IntArray
     from tracetool.findings.subject import Group, Subject
 
 _CALL = re.compile(
@@ -58,8 +59,6 @@ def _taken(subject: Subject, group: Group) -> Finding:
     steps = max(1, subject.summary.step_count - 1)
     kinds = ", ".join(f"{name} x {amount(names.count(name) / steps, 'ops')}" for name in dict.fromkeys(names))
     time = int(subject.duration(group.rows).sum()) / steps
-    of = subject.work.event[group.rows]
-    cuts = list(zip(subject.events.start[of].tolist(), subject.events.end[of].tolist(), strict=True))
     return Finding(
         RULE,
         subject.path(group.row),
@@ -67,13 +66,13 @@ def _taken(subject: Subject, group: Group) -> Finding:
         {"device_mallocs": len(names) / steps, "cpu_ns": time},
         subject.calls(group.row),
         subject.culprits(group.rows),
-        Cost(subject.saved(Change(cuts)) * subject.units / steps, "replayed without these calls"),
+        subject.cost(group.rows, Change(subject.times(group.rows)), "replayed without these calls", steps=steps),
         _KEEP,
         group.rows,
     )
 
 
-def _clears(subject: Subject) -> np.ndarray:
+def _clears(subject: Subject) -> IntArray:
     """Memsets, and kernels that do nothing but fill."""
     work = subject.work
     fills = subject.steady(subject.named(work.of(Category.KERNEL), lambda name: "FillFunctor" in name))
@@ -96,7 +95,7 @@ def _cleared(subject: Subject, group: Group) -> Finding:
         {"memsets": count, "gpu_ns": int(subject.duration(rows).sum()) / subject.units},
         subject.calls(group.row),
         subject.culprits(rows),
-        Cost(subject.saved(Change(cuts, device=others)), "replayed with the first of them alone"),
+        subject.cost(rows, Change(cuts, device=others), "replayed with the first of them alone"),
         _CLEAR,
         np.concatenate([rows, subject.call(rows)]),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracetool.events import Category
-from tracetool.findings.finding import Cost, Finding, Mend, Rule
+from tracetool.findings.finding import Finding, Mend, Rule
 from tracetool.findings.whatif import Change
 from tracetool.findings.wording import amount, plural_of
 
@@ -77,9 +77,11 @@ def _captures(subject: Subject) -> Iterator[Finding]:
             {"cpu_ns": time},
             subject.calls(group.row),
             subject.culprits(group.rows),
-            Cost(
-                subject.saved(Change(cuts)) * subject.units / steps,
+            subject.cost(
+                group.rows,
+                Change(cuts),
                 "replayed without the time from the beginning of each capture to its instantiation",
+                steps=steps,
             ),
             _ONCE,
             group.rows,
@@ -111,7 +113,9 @@ def _small(subject: Subject, group: Group, kernels: dict[int, list[int]]) -> Fin
         {"graph_launches": count, "graph_kernels": each * count},
         subject.calls(group.row),
         subject.culprits(rows),
-        Cost(subject.saved(Change(cuts)), "replayed with one launch, of the time of the first, in the place of all"),
+        subject.cost(
+            rows, Change(cuts), "replayed with one launch, of the time of the first, in the place of all"
+        ),
         _JOIN,
         rows,
     )
@@ -135,8 +139,9 @@ def _beside(subject: Subject, graphs: IntArray) -> Iterator[Finding]:
             {"kernel_launches": count, "graph_launches": len(graphs) / subject.units},
             subject.calls(group.row),
             subject.culprits(group.rows),
-            Cost(
-                subject.saved(Change([*spans, *subject.loop_cuts(group.rows)])),
+            subject.cost(
+                group.rows,
+                Change([*spans, *subject.loop_cuts(group.rows)]),
                 "replayed without the CPU time of these ops: their kernels follow each other in the graph",
             ),
             _INSIDE,

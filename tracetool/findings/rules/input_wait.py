@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracetool.events import DEVICE_WORK
-from tracetool.findings.finding import Cost, Finding, Mend, Rule
+from tracetool.findings.finding import Finding, Mend, Rule
 from tracetool.findings.whatif import Change
 from tracetool.findings.wording import amount
 
@@ -59,8 +59,9 @@ def _found(subject: Subject) -> Iterator[Finding]:
             {"cpu_ns": time / subject.units},
             subject.calls(row),
             (),
-            Cost(
-                subject.saved(Change(spans)),
+            subject.cost(
+                np.empty(0, dtype=np.int64),
+                Change(spans),
                 "replayed without the time of this range before the first launch of each step, as if it were prepared "
                 "meanwhile",
             ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracetool.events import DEVICE_WORK
-from tracetool.findings.finding import Cost, Finding, Mend, Rule
+from tracetool.findings.finding import Finding, Mend, Rule
 from tracetool.findings.whatif import Change
 from tracetool.findings.wording import amount, plural_of
 
@@ -95,8 +95,9 @@ def _judge(subject: Subject, row: int) -> Iterator[Finding]:
         },
         subject.calls(row),
         subject.culprits(launches),
-        Cost(
-            subject.saved(Change(cuts)),
+        subject.cost(
+            launches,
+            Change(cuts),
             f"replayed with one launch, of {_GRAPH_LAUNCHES} times the time of one here, in the place of all: what is "
             "left is the device's time",
         ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracetool.events import Category
-from tracetool.findings.finding import Cost, Finding, Mend, Rule
+from tracetool.findings.finding import Finding, Mend, Rule
 from tracetool.findings.whatif import Change
 from tracetool.findings.wording import amount, plural_of
 
@@ -70,8 +70,9 @@ def _finding(subject: Subject, group: Group, mend: Mend) -> Finding:
         {"kernel_launches": count, "gpu_ns": time},
         subject.calls(group.row),
         subject.culprits(rows),
-        Cost(
-            subject.saved(Change([subject.span(row) for row in rows.tolist()], device=rows)),
+        subject.cost(
+            rows,
+            Change([subject.span(row) for row in rows.tolist()], device=rows),
             "replayed without these ops and their kernels",
         ),
         mend,

@@ -35,10 +35,11 @@ _DENSE = Mend(
 
 def _find(subject: Subject) -> Iterator[Finding]:
     rows = subject.copies("h2d", "pageable")
+    ops = subject.around(rows, "aten::copy_")
     kernels = subject.steady(subject.work.of(Category.KERNEL))
-    laid_out = np.isin(subject.op(rows), subject.op(kernels)[subject.op(kernels) >= 0])
-    waits = np.isin(subject.op(rows), subject.op(subject.amounts("syncs")))
-    strided = laid_out & ~waits
+    laid_out = np.isin(ops, _of(subject, kernels))
+    waits = np.isin(ops, _of(subject, subject.amounts("syncs")))
+    strided = (ops >= 0) & laid_out & ~waits
     for some, which in ((strided, True), (~strided, False)):
         chosen = rows[some]
         for group in subject.groups(chosen, subject.op_names(chosen)):
@@ -46,29 +47,32 @@ def _find(subject: Subject) -> Iterator[Finding]:
                 yield _finding(subject, group, strided=which)
 
 
+def _of(subject: Subject, rows: IntArray) -> IntArray:
+    """The copies that work belongs to."""
+    ops = subject.around(rows, "aten::copy_")
+    return ops[ops >= 0]
+
+
 def _finding(subject: Subject, group: Group, *, strided: bool) -> Finding:
     rows = group.rows
-    ops = subject.op(rows)
-    syncs = subject.amounts("syncs")
-    syncs = syncs[np.isin(subject.op(syncs), ops[ops >= 0])]
-    kernels = subject.steady(subject.work.of(Category.KERNEL))
-    kernels = kernels[np.isin(subject.op(kernels), ops[ops >= 0])]
+    ops = _of(subject, rows)
+    syncs, kernels = subject.amounts("syncs"), subject.steady(subject.work.of(Category.KERNEL))
+    syncs = syncs[np.isin(subject.around(syncs, "aten::copy_"), ops)]
+    kernels = kernels[np.isin(subject.around(kernels, "aten::copy_"), ops)]
     size, count = int(subject.bytes(rows).sum()) / subject.units, len(rows) / subject.units
     waits = len(syncs) / subject.units
     counts = {"h2d_pageable_copies": count, "h2d_pageable_bytes": size, "syncs": waits}
+    each = "it" if count == 1 else "each"
     if strided:
         counts["kernel_launches"] = len(kernels) / subject.units
         what = (
-            f"{plural_of(count, 'copy', 'copies')} asked not to block, from a slice that is not dense: "
-            f"{'it goes' if count == 1 else 'each goes'} through a pageable temporary and a kernel that lays it out"
+            f"{plural_of(count, 'copy', 'copies')} of {amount(size, 'h2d_bytes')} asked not to block, of a slice that is "
+            f"not dense: {each} goes through a pageable temporary and a kernel that lays it out"
         )
         cost = _cost_of_strided(subject, rows, kernels)
     else:
-        waited = f", the CPU waits for {'it' if count == 1 else 'each'}" if waits >= count else ""
-        what = (
-            f"{plural_of(count, 'HtoD copy', 'HtoD copies')} from pageable memory "
-            f"({amount(size, 'h2d_bytes')}){waited}"
-        )
+        waited = f", and the CPU waits for {each}" if waits >= count else ""
+        what = f"{plural_of(count, 'HtoD copy', 'HtoD copies')} from pageable memory, {amount(size, 'h2d_bytes')}{waited}"
         cost = _cost(subject, rows, syncs)
     return Finding(
         RULE,
@@ -84,38 +88,27 @@ def _finding(subject: Subject, group: Group, *, strided: bool) -> Finding:
 
 
 _CALL_NS = 5_000
-"""What an asynchronous copy's call takes at most where nothing is wrong; longer, and it copied the bytes itself."""
+"""What an asynchronous copy's call takes where nothing is wrong; longer, and it copied the bytes itself."""
 
 
 def _cost(subject: Subject, rows: IntArray, syncs: IntArray) -> Cost:
     """Without the waits, and with calls that only start the copy."""
-    events, work = subject.events, subject.work
-    calls = work.event[subject.call(rows)]
     cuts = [
-        (start + _CALL_NS, end)
-        for start, end in zip(events.start[calls].tolist(), events.end[calls].tolist(), strict=True)
-        if end - start > _CALL_NS
+        *((start + _CALL_NS, end) for start, end in subject.times(subject.call(rows)) if end - start > _CALL_NS),
+        *subject.times(syncs),
     ]
-    of = work.event[syncs]
-    cuts += list(zip(events.start[of].tolist(), events.end[of].tolist(), strict=True))
-    return Cost(
-        subject.saved(Change(cuts)),
-        "replayed without the waits after the copies, and with calls that only start them",
-    )
+    how = "replayed without the waits after the copies, and with calls that only start them"
+    return subject.cost(rows, Change(cuts), how)
 
 
 def _cost_of_strided(subject: Subject, rows: IntArray, kernels: IntArray) -> Cost:
-    """Without the temporary and the kernel: of each op the call of the copy is left."""
+    """Without the temporary and the kernel: of each op that which makes the copy is left."""
     cuts = []
-    for row in rows.tolist():
-        op = int(subject.op(np.array([row]))[0])
-        call = int(subject.work.event[int(subject.call(np.array([row]))[0])])
-        start, end = int(subject.events.start[op]), int(subject.events.end[op])
-        cuts += [(start, int(subject.events.start[call])), (int(subject.events.end[call]), end)]
-    return Cost(
-        subject.saved(Change(cuts, device=kernels)),
-        "replayed with the bare copy in the place of the op: no temporary, no kernel",
-    )
+    for outer, inner in zip(subject.around(rows, "aten::copy_").tolist(), subject.op(rows).tolist(), strict=True):
+        start, end = subject.events.start, subject.events.end
+        cuts += [(int(start[outer]), int(start[inner])), (int(end[inner]), int(end[outer]))]
+    how = "replayed with the bare copy in the place of the op: no temporary, no kernel"
+    return subject.cost(rows, Change(cuts, device=kernels), how)
 
 
 RULE = Rule(

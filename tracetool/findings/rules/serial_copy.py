@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracetool.events import Category
-from tracetool.findings.finding import Cost, Finding, Mend, Rule
+from tracetool.findings.finding import Finding, Mend, Rule
 from tracetool.findings.whatif import Change
 from tracetool.findings.wording import amount, plural_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tracetool.events import IntArray
     from tracetool.findings.subject import Group, Subject
 
 _LEAST_NS = 20_000
@@ -41,7 +42,7 @@ def _find(subject: Subject) -> Iterator[Finding]:
                 yield found
 
 
-def _finding(subject: Subject, group: Group, kernels: np.ndarray) -> Finding | None:
+def _finding(subject: Subject, group: Group, kernels: IntArray) -> Finding | None:
     rows = group.rows
     exposed = subject.busy(np.concatenate([rows, kernels])) - subject.busy(kernels)
     compute = subject.busy(kernels)
@@ -57,9 +58,11 @@ def _finding(subject: Subject, group: Group, kernels: np.ndarray) -> Finding | N
         {"copies": count, "copy_bytes": int(subject.bytes(rows).sum()) / subject.units, "gpu_ns": time},
         subject.calls(group.row),
         subject.culprits(rows),
-        Cost(
-            min(could, subject.saved(Change(apart=rows))),
+        subject.cost(
+            rows,
+            Change(apart=rows),
             "replayed with the copies beside the kernels, at most the time of the kernels there are to hide them behind",
+            most=could,
         ),
         _MEND,
         np.concatenate([rows, subject.call(rows)]),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracetool.findings.finding import Cost, Finding, Mend, Rule
+from tracetool.findings.finding import Finding, Mend, Rule
 from tracetool.findings.whatif import Change
 from tracetool.findings.wording import amount, plural_of
 
@@ -85,8 +85,9 @@ def _finding(subject: Subject, group: Group, *, lists: bool) -> Finding:
         {name: value for name, value in counts.items() if value},
         calls,
         subject.culprits(rows),
-        Cost(
-            subject.saved(Change(cuts, device=others)),
+        subject.cost(
+            rows,
+            Change(cuts, device=others),
             "replayed with the first of them alone, without the CPU time of the others",
         ),
         _LISTS if lists else _PACK,

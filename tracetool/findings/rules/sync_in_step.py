@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracetool.findings.finding import Cost, Finding, Mend, Rule
+from tracetool.findings.finding import Finding, Mend, Rule
 from tracetool.findings.whatif import Change
 from tracetool.findings.wording import amount, plural_of
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _READ = "aten::_local_scalar_dense"
 _SEVERAL = 3
+_READY_NS = 10_000
 
 _ITEM = Mend(
     "Leave the decision on the device (torch.where, masks), or keep the values there and read them all at once after the "
@@ -49,7 +50,7 @@ _COPY = Mend(
 
 def _find(subject: Subject) -> Iterator[Finding]:
     syncs = subject.amounts("syncs")
-    syncs = syncs[~_own_compile(subject, syncs)]
+    syncs = syncs[~_own_compile(subject, syncs) & ~_ready(subject, syncs)]
     last = _ends_step(subject, syncs)
     for group in subject.groups(syncs, _kinds(subject, syncs)):
         ends = last[np.searchsorted(subject.start(syncs), subject.start(group.rows))]
@@ -69,6 +70,12 @@ def _own_compile(subject: Subject, syncs: IntArray) -> BoolArray:
     return inside
 
 
+def _ready(subject: Subject, syncs: IntArray) -> BoolArray:
+    """A wait for an event that has come already costs its call alone."""
+    events = subject.named_mask(syncs, lambda name: "EventSynchronize" in name)
+    return events & (subject.duration(syncs) < _READY_NS)
+
+
 def _ends_step(subject: Subject, syncs: IntArray) -> BoolArray:
     """After which of the syncs nothing is launched any more in their step (without steps: in the outermost run)."""
     if subject.summary.step_count:
@@ -77,7 +84,7 @@ def _ends_step(subject: Subject, syncs: IntArray) -> BoolArray:
         ends = subject.outermost_end(syncs)
     return np.array(
         [
-            not subject.launches_between(start, end)
+            not subject.launches_between(start, end, reads=False)
             for start, end in zip(subject.events.end[subject.work.event[syncs]].tolist(), ends.tolist(), strict=True)
         ],
         dtype=np.bool_,
@@ -114,9 +121,7 @@ def _finding(subject: Subject, group: Group, rows: IntArray, *, at_end: bool) ->
         device = subject.with_op_of(rows)
         how = "replayed without the reads" if not at_end else "replayed with the first read alone"
     else:
-        of = subject.work.event[rows]
-        cuts = list(zip(subject.events.start[of].tolist(), subject.events.end[of].tolist(), strict=True))
-        device, how = rows[:0], "replayed without the waits"
+        cuts, device, how = subject.times(rows), rows[:0], "replayed without the waits"
     return Finding(
         RULE,
         subject.path(group.row),
@@ -124,9 +129,8 @@ def _finding(subject: Subject, group: Group, rows: IntArray, *, at_end: bool) ->
         {"syncs": count, "sync_wait_ns": wait},
         subject.calls(group.row),
         subject.culprits(rows),
-        Cost(
-            subject.saved(Change(cuts, device=device)),
-            f"{how}, so that the host launches on while the device works",
+        subject.cost(
+            rows, Change(cuts, device=device), f"{how}, so that the host launches on while the device works"
         ),
         mend,
         rows,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracetool.findings.finding import Cost, Finding, Mend, Rule
+from tracetool.findings.finding import Finding, Mend, Rule
 from tracetool.findings.whatif import Change
 from tracetool.findings.wording import amount, plural_of
 
@@ -22,6 +22,7 @@ _POINTWISE = re.compile(
     r"elementwise_kernel|indexSelect|index_elementwise|FillFunctor|CatArrayBatchedCopy|scatter_gather", re.DOTALL
 )
 _SHORTEST = 3
+_FEWEST = 5
 _TINY_NS = 10_000
 
 _MEND = Mend(
@@ -32,14 +33,15 @@ _MEND = Mend(
 
 
 def _find(subject: Subject) -> Iterator[Finding]:
-    launches = subject.amounts("kernel_launches")
+    # Whatever else is launched ends a run, in a graph that is being captured too.
+    launches = subject.launches
     kernels = subject.kernels_of(launches)
     runs: dict[int, list[IntArray]] = defaultdict(list)
     for run in _runs(subject, launches, kernels):
         runs[int(subject.row(run[:1])[0])].append(run)
     for row, found in runs.items():
         rows = np.concatenate(found)
-        if subject.repeated(rows):
+        if subject.repeated(rows) and subject.per_step(rows) >= _FEWEST:
             yield _finding(subject, row, found, rows)
 
 
@@ -83,9 +85,8 @@ def _finding(subject: Subject, row: int, runs: list[IntArray], rows: IntArray) -
         {"kernel_launches": count, "gpu_ns": time},
         subject.calls(row),
         subject.culprits(rows),
-        Cost(
-            subject.saved(Change(cuts, device=gone)),
-            "replayed with the first kernel of each run in the place of the run",
+        subject.cost(
+            rows, Change(cuts, device=gone), "replayed with the first kernel of each run in the place of the run"
         ),
         _MEND,
         rows,
@@ -96,7 +97,7 @@ RULE = Rule(
     "TT06",
     "unfused-elementwise",
     "Three and more launches in a row, in one call of a range, of elementwise or indexing kernels of ATen that take at "
-    "most 10 us each.",
+    "most 10 us each; five such kernels a step and more.",
     "Each costs an op, a launch and a pass over memory, where one kernel would do all of it in registers.",
     _MEND,
     _find,
