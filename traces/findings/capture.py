@@ -1,9 +1,10 @@
 """Captures the pairs of this folder anew: `python traces/findings/capture.py FOLDER [--cpu] [NAME...]`.
 
 Each pair is a small program with a fault that a rule of `tracetool lint` finds (`NAME.fault.json.gz`), and the same
-program without it (`NAME.mend.json.gz`). All are captured in one process, on one GPU. With `--cpu` they run at a toy
-size without one, and those that need a GPU are left out. Every step ends by reading a number back, so that the time of
-a step is that of its work.
+program without it (`NAME.mend.json.gz`). `decode_fastest` is the engine's decode step in its fastest form, in which
+nothing is to be found. All are captured in one process, on one GPU. With `--cpu` they run at a toy size without one,
+and those that need a GPU are left out. Every step ends by reading a number back, so that the time of a step is that of
+its work.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch.profiler import record_function
 
 import tracetool
+from tracetool.cli import main as command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -527,14 +529,16 @@ NEED_A_GPU = {
     "graph_recapture",
     "small_graphs",
     "eager_remainder",
+    "decode_fastest",
 }
 COLD = {"recompiles", "autotune_key"}
 
 
 def capture(path: Path, step: Step, *, cold: bool = False) -> None:
     """Capture some steps of a program, and the lines that call its ops."""
-    with torch.no_grad(), tracetool.capture(
-        path, warmup=WARMUP, active=ACTIVE, lines=not cold, cold=cold, cpu=CPU, force=True
+    with (
+        torch.no_grad(),
+        tracetool.capture(path, warmup=WARMUP, active=ACTIVE, lines=not cold, cold=cold, cpu=CPU, force=True),
     ):
         for _ in range(WARMUP + ACTIVE + 1):
             step()
@@ -556,6 +560,21 @@ def ranks(folder: Path) -> None:
                 dist.destroy_process_group()
 
 
+FASTEST = {"block_tables": "in_graph", "cuda_graph": "exact", "graph_sampling": "inside", "overlap": "on"}
+
+
+def decode_fastest(folder: Path) -> None:
+    """The engine's decode step in its fastest form."""
+    settings = [word for axis, value in FASTEST.items() for word in ("--set", f"{axis}={value}")]
+    window = ["--wait", "0", "--warmup", str(WARMUP), "--active", str(ACTIVE)]
+    code = command(["capture", "decode", *window, *settings, "-o", str(folder / "decode_fastest.json.gz"), "--force"])
+    if code:
+        raise RuntimeError(f"exit code {code}")
+
+
+OTHERS = {"ranks": ranks, "decode_fastest": decode_fastest}
+
+
 def main(arguments: list[str]) -> int:
     """Capture them all, or those that are named; how many failed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -566,14 +585,14 @@ def main(arguments: list[str]) -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     failed = 0
-    for name in options.names or [*PAIRS, "ranks"]:
+    for name in options.names or [*PAIRS, *OTHERS]:
         if CPU and name in NEED_A_GPU:
             sys.stderr.write(f"{name}: left out, it needs a GPU\n")
             continue
         began = time.monotonic()
         try:
-            if name == "ranks":
-                ranks(options.folder)
+            if name in OTHERS:
+                OTHERS[name](options.folder)
             else:
                 for what in ("fault", "mend"):
                     step = PAIRS[name](mended=what == "mend")

@@ -52,7 +52,9 @@ def rule_of(text: str) -> Rule:
     """
     names = {name.lower(): rule for rule in RULES.values() for name in (rule.id, rule.name)}
     if (found := names.get(text.lower())) is None:
-        raise SettingError(f"there is no rule '{text}': {nearest(text, [*RULES, *(one.name for one in RULES.values())])}")
+        raise SettingError(
+            f"there is no rule '{text}': {nearest(text, [*RULES, *(one.name for one in RULES.values())])}"
+        )
     return found
 
 

@@ -1,9 +1,9 @@
 """Settings of `lint`: which rules, from what cost on, and what is known already.
 
-    [tool.tracetool.lint]
-    ignore = ["TT09"]
-    min_cost = "1 %"
-    suppress = [{ rule = "TT05", range = "decode_step/model_forward", reason = "graphs come with the next release" }]
+[tool.tracetool.lint]
+ignore = ["TT09"]
+min_cost = "1 %"
+suppress = [{ rule = "TT05", range = "decode_step/model_forward", reason = "graphs come with the next release" }]
 """
 
 from __future__ import annotations

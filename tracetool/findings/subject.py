@@ -335,9 +335,7 @@ class Subject:
         for begin, stop in spans:
             here = (start < stop) & (end > begin)
             zero = np.zeros(int(np.count_nonzero(here)), dtype=np.int64)
-            busy += int(
-                union_length(zero, zero, np.maximum(start[here], begin), np.minimum(end[here], stop), 1)[0]
-            )
+            busy += int(union_length(zero, zero, np.maximum(start[here], begin), np.minimum(end[here], stop), 1)[0])
         return busy
 
     def kernels_of(self, launches: IntArray) -> dict[int, list[int]]:
@@ -378,7 +376,9 @@ class Subject:
         steps = steps or self.units
         if not self._in_turn(rows):
             length = sum(end - start for start, end in change.cuts)
-            return Cost(None, "other threads work meanwhile: the trace does not tell what waits for this one", length / steps)
+            return Cost(
+                None, "other threads work meanwhile: the trace does not tell what waits for this one", length / steps
+            )
         saved = self.what_if.saved(change) * self.units / steps
         return Cost(saved if most is None else min(saved, most), how)
 

@@ -75,8 +75,10 @@ def _compiled(subject: Subject, group: Group, compiles: IntArray, which: str) ->
     if differing:
         what += f"; its keys differ in {', '.join(differing)}"
     elif len(same) > count and any(told):
-        what += "; its keys do not differ in the types of its arguments: in a value that it was specialised for (1, or " \
+        what += (
+            "; its keys do not differ in the types of its arguments: in a value that it was specialised for (1, or "
             "a multiple of 16)"
+        )
     metric = "compiles" if which == "compiled" else "compile_cache_hits"
     again = len(same) > count
     return Finding(

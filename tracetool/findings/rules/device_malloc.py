@@ -28,8 +28,7 @@ _KEEP = Mend(
     "Leave memory to PyTorch's allocator, which keeps what is freed: no torch.cuda.empty_cache() in the loop, and pinned "
     "buffers made once. Where it gives memory back because sizes vary, expandable segments or buffers of the largest size "
     "help.",
-    "buffer = torch.empty(largest, device='cuda')  # once\n"
-    "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
+    "buffer = torch.empty(largest, device='cuda')  # once\nPYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
 )
 _CLEAR = Mend(
     "Clear them in one go: make them views of one buffer, or use torch._foreach_zero_. What is overwritten whole need not "

@@ -59,9 +59,7 @@ def _captures(subject: Subject) -> Iterator[Finding]:
     begins = subject.steady(subject.named(calls, lambda name: "StreamBeginCapture" in name))
     if subject.summary.step_count > 1:
         begins = begins[subject.work.step[begins] != subject.first_step]
-    ends = subject.steady(
-        subject.named(calls, lambda name: "StreamEndCapture" in name or "GraphInstantiate" in name)
-    )
+    ends = subject.steady(subject.named(calls, lambda name: "StreamEndCapture" in name or "GraphInstantiate" in name))
     for group in subject.groups(begins, [""] * len(begins)):
         if not subject.repeated_later(group.rows):
             continue
@@ -113,9 +111,7 @@ def _small(subject: Subject, group: Group, kernels: dict[int, list[int]]) -> Fin
         {"graph_launches": count, "graph_kernels": each * count},
         subject.calls(group.row),
         subject.culprits(rows),
-        subject.cost(
-            rows, Change(cuts), "replayed with one launch, of the time of the first, in the place of all"
-        ),
+        subject.cost(rows, Change(cuts), "replayed with one launch, of the time of the first, in the place of all"),
         _JOIN,
         rows,
     )

@@ -23,8 +23,7 @@ _DTYPE = ("aten::_to_copy",)
 _KEEP_LAYOUT = Mend(
     "Keep the tensor in the layout that its readers need, and change it once, where it is made. Products take transposed "
     "operands as they are, and channels_last is chosen for model and input once.",
-    "keys = keys.transpose(1, 2).contiguous()  # once, before the layers\n"
-    "for layer in layers:\n    out = layer(keys)",
+    "keys = keys.transpose(1, 2).contiguous()  # once, before the layers\nfor layer in layers:\n    out = layer(keys)",
 )
 _CAST_ONCE = Mend(
     "Cast once, before the loop, and keep the result: weights that are used in bf16 are stored in bf16 (a master copy stays "

@@ -72,7 +72,9 @@ def _finding(subject: Subject, group: Group, *, strided: bool) -> Finding:
         cost = _cost_of_strided(subject, rows, kernels)
     else:
         waited = f", and the CPU waits for {each}" if waits >= count else ""
-        what = f"{plural_of(count, 'HtoD copy', 'HtoD copies')} from pageable memory, {amount(size, 'h2d_bytes')}{waited}"
+        what = (
+            f"{plural_of(count, 'HtoD copy', 'HtoD copies')} from pageable memory, {amount(size, 'h2d_bytes')}{waited}"
+        )
         cost = _cost(subject, rows, syncs)
     return Finding(
         RULE,

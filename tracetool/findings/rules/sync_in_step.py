@@ -35,8 +35,7 @@ _SIZES = Mend(
 _EXPLICIT = Mend(
     "Leave the wait out: work on one stream runs in order, and between streams an event makes the device wait and not the "
     "host. Time with events, and read them at the end.",
-    "event = stream.record_event()\n"
-    "torch.cuda.current_stream().wait_event(event)  # instead of: stream.synchronize()",
+    "event = stream.record_event()\ntorch.cuda.current_stream().wait_event(event)  # instead of: stream.synchronize()",
 )
 _COPY = Mend(
     "Copy into or from pinned memory with non_blocking=True, and wait for an event where the values are needed, after "
@@ -129,9 +128,7 @@ def _finding(subject: Subject, group: Group, rows: IntArray, *, at_end: bool) ->
         {"syncs": count, "sync_wait_ns": wait},
         subject.calls(group.row),
         subject.culprits(rows),
-        subject.cost(
-            rows, Change(cuts, device=device), f"{how}, so that the host launches on while the device works"
-        ),
+        subject.cost(rows, Change(cuts, device=device), f"{how}, so that the host launches on while the device works"),
         mend,
         rows,
     )
