@@ -581,7 +581,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", help="of pairs; all of them if none is named")
     parser.add_argument("--cpu", action="store_true", help="at a toy size, without a GPU")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     failed = 0
