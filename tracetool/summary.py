@@ -498,7 +498,8 @@ class TraceSummary:
         """The runs of a row's range, as rows of the range table, in order of time; none for the last two rows."""
         if row >= self._rows.count:
             return np.empty(0, dtype=np.int64)
-        return self._rows.by_row[self._rows.run_slice(row)]
+        found: IntArray = self._rows.by_row[self._rows.run_slice(row)]
+        return found
 
     def places(self, rows: IntArray) -> list[tuple[str, str]]:
         """The op that made each piece of work, and where the program called it (its line, else its function)."""

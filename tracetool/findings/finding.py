@@ -110,6 +110,7 @@ class Rule:
         mend: what mends it.
         find: gives its findings in one trace; the words of why it cannot judge, where it cannot.
         find_among: the same in several traces together, for a rule that compares them.
+        needs_device: whether it judges from device work, and can say nothing of a trace without any.
     """
 
     id: str
@@ -119,6 +120,7 @@ class Rule:
     mend: Mend
     find: Callable[[Subject], Iterable[Finding] | str] | None = None
     find_among: Callable[[list[Subject]], Iterable[Finding] | str] | None = None
+    needs_device: bool = True
 
     @property
     def anchor(self) -> str:

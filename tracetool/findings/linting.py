@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tracetool.summary import TraceSummary
 
 
+_NO_DEVICE = "the trace has no device work"
+
+
 @dataclass(frozen=True, slots=True)
 class Lint:
     """All that was found in one trace.
@@ -64,7 +67,7 @@ def lint(
     for rule in rules:
         if rule.find is not None:
             for number, subject in enumerate(subjects):
-                told = rule.find(subject)
+                told = _NO_DEVICE if rule.needs_device and not subject.has_device_work else rule.find(subject)
                 if isinstance(told, str):
                     unjudged[number].append(Unjudged(rule, told))
                 else:

@@ -56,6 +56,11 @@ class Subject:
         self.events = summary.work.events
         self.units = summary.step_count or 1
 
+    @cached_property
+    def has_device_work(self) -> bool:
+        """Whether anything of a device is on record."""
+        return bool(len(self.work.of(*DEVICE_WORK)))
+
     # Steps -------------------------------------------------------------------------------------------------
 
     @property
@@ -215,7 +220,8 @@ class Subject:
         return np.array([ops[-1] if ops else -1 for ops in found], dtype=np.int64)
 
     def _op_name(self, op: int) -> str:
-        return self.events.names[self.events.name[op]]
+        name: str = self.events.names[self.events.name[op]]
+        return name
 
     def outermost(self, row: int) -> int:
         """The outermost op around a piece of work inside its innermost range, as a row of the events; -1 for none."""
@@ -271,11 +277,10 @@ class Subject:
         """When the outermost run around each piece of work ends; outside any range, the trace."""
         ranges = self.work.ranges
         ends = np.full(len(rows), int(self.events.end.max(initial=0)), dtype=np.int64)
-        for place, run in enumerate(self.slot(rows).tolist()):
-            while run < len(ranges):
+        for place, slot in enumerate(self.slot(rows).tolist()):
+            run = slot if slot < len(ranges) else -1
+            while run >= 0:
                 ends[place] = ranges.end[run]
-                if ranges.parent[run] < 0:
-                    break
                 run = int(ranges.parent[run])
         return ends
 
@@ -354,7 +359,8 @@ class Subject:
 
     def compiled_for(self, compiles: IntArray) -> list[int]:
         """What each compile was for, as an index into the trace's names; -1 where that is not told."""
-        return self.events.compiled_for.at(self.work.event[compiles], -1).tolist()
+        found: list[int] = self.events.compiled_for.at(self.work.event[compiles], -1).tolist()
+        return found
 
     # Estimates ---------------------------------------------------------------------------------------------
 

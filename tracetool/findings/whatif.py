@@ -1,10 +1,10 @@
 """What a step would take without some of its work: the trace replayed with it left out.
 
-The CPU goes through its calls as it did, less what is cut out of its time. A piece of device work begins once its launch
-has reached the device and the work before it on its stream is done; a sync ends once the work that it waited for is
-done. This is the simulation of Zhu et al., Daydream: Accurately Estimating the Efficacy of Optimizations for DNN
-Training (USENIX ATC 2020), on one clock for all threads of a step, which take turns there: autograd's thread works while
-its caller waits.
+The CPU goes through its calls as it did, less what is cut out of its time. A piece of device work begins once its
+launch has reached the device and the work before it on its stream is done; a sync ends once the work that it waited for
+is done. This is the simulation of Zhu et al., Daydream: Accurately Estimating the Efficacy of Optimizations for DNN
+Training (USENIX ATC 2020), on one clock for all threads of a step, which take turns there: autograd's thread works
+while its caller waits.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class _Moments:
     end: IntArray
     stream: IntArray
 
-    def times(self) -> tuple[IntArray, ...]:
+    def times(self) -> tuple[IntArray, BoolArray, IntArray, IntArray, IntArray]:
         """Those that say when and where."""
         return self.moment, self.is_sync, self.start, self.end, self.stream
 

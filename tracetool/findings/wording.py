@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from tracetool.amounts import number
 from tracetool.metrics import lookup
-from tracetool.render.words import number
 
 
 def amount(value: float, metric: str) -> str:

@@ -239,6 +239,19 @@ def test_a_tuner_that_runs_again(found):
     assert found("TT04", traced(step, **NOTED)) == [("", {"autotunes": 0.333, "autotune_ns": 200_000}, 200)]
 
 
+def test_without_device_work_most_rules_cannot_judge(tmp_path):
+    def step(trace):
+        with trace.range("f"), trace.op("aten::add"):
+            pass
+
+    told = lint([traced(step).summary(tmp_path / "t.json")], RULES.values(), Threshold())[0]
+    assert told.findings == ()
+    whys = {one.rule.id: one.why for one in told.unjudged}
+    assert whys.pop("TT04") == "the trace has no compiles, which `tracetool capture` records"
+    assert len(whys) == 10
+    assert set(whys.values()) == {"the trace has no device work"}
+
+
 def test_without_compiles_on_record_nothing_is_said_of_them(tmp_path):
     told = lint([traced(works).summary(tmp_path / "t.json")], [RULES["TT04"]], Threshold())[0]
     assert [one.why for one in told.unjudged] == ["the trace has no compiles, which `tracetool capture` records"]
@@ -259,6 +272,14 @@ def test_a_launch_bound_range(found):
     # device still has 7 us to do, a third of them for each step.
     assert (path, cost) == ("forward", pytest.approx(54 - 7 / 3, abs=0.01))
     assert counts == {"kernel_launches": 12, "launch_ns": 48_000, "gpu_busy_ns": 12_000}
+
+
+def test_a_set_up_that_runs_once_is_not_launch_bound(found):
+    trace = Small()
+    launches(trace, 1)
+    assert found("TT05", trace) == []
+    launches(trace, 1)
+    assert len(found("TT05", trace)) == 1
 
 
 def test_a_busy_device_is_not_launch_bound(found):
@@ -464,11 +485,24 @@ def rank(number, reads):
 
 def test_a_rank_that_does_more(found):
     told = found("TT12", rank(0, 0), rank(1, 2), rank(2, 0))
-    assert told == [("log", {"syncs": 2}, None), ("log", {"d2h_copies": 2}, None)]
+    assert told == [("log", {"syncs": 2, "d2h_copies": 2}, None)]
 
 
 def test_ranks_that_do_the_same(found):
     assert found("TT12", rank(0, 1), rank(1, 1)) == []
+
+
+def test_stages_of_a_pipeline_do_different_work(tmp_path):
+    def stage(number):
+        def step(trace):
+            with trace.range(f"stage{number}"):
+                trace.kernel("gemm", op="aten::mm")
+
+        return traced(step, distributedInfo={"rank": number})
+
+    told = lint([stage(n).summary(tmp_path / f"{n}.json") for n in range(2)], [RULES["TT12"]], Threshold())
+    assert [len(each.findings) for each in told] == [0, 0]
+    assert "stages of a pipeline" in told[0].unjudged[0].why
 
 
 def test_traces_that_are_no_ranks(tmp_path):

@@ -19,19 +19,20 @@ if TYPE_CHECKING:
     from tracetool.findings.subject import Group, Subject
 
 _RECOMPILE = Mend(
-    "Name the arguments that change in do_not_specialize, and annotate those that can pass 2**31 as int64: then one kernel "
-    "serves every value. What torch.compile compiles anew takes dynamic=True or mark_dynamic for the dimension that varies.",
+    "Name the arguments that change in do_not_specialize, and annotate those that can pass 2**31 as int64: then one "
+    "kernel serves every value. What torch.compile compiles anew takes dynamic=True or mark_dynamic for the dimension "
+    "that varies.",
     '@triton.jit(do_not_specialize=["num_tokens", "stride_t"])\n'
     "def kernel(x_ptr, num_tokens, stride_t, BLOCK: tl.constexpr): ...",
 )
 _WARM = Mend(
-    "Run every kernel once with every kind of argument before the loop, as a warm-up of the server does, so that no request "
-    "pays for it. Triton's cache on disk then makes it short in the next process.",
+    "Run every kernel once with every kind of argument before the loop, as a warm-up of the server does, so that no "
+    "request pays for it. Triton's cache on disk then makes it short in the next process.",
     "for batch_size in warm_sizes:\n    model(example(batch_size))\ntorch.cuda.synchronize()",
 )
 _TUNE = Mend(
-    "Tune once, before the loop, and key the tuner by what the best launch depends on, in classes: a number that changes "
-    "in each step makes a key of its own each time. Or write the parameters that it chose into the launch.",
+    "Tune once, before the loop, and key the tuner by what the best launch depends on, in classes: a number that "
+    "changes in each step makes a key of its own each time. Or write the parameters that it chose into the launch.",
     "@triton.autotune(configs, key=['HEAD_DIM', 'tokens_class'])\n"
     "kernel[grid](..., num_tokens, tokens_class=triton.next_power_of_2(num_tokens))",
 )
@@ -102,7 +103,8 @@ def _tuned(subject: Subject, group: Group) -> Finding:
     return Finding(
         RULE,
         subject.path(group.row),
-        f"{group.name} is tuned {plural_of(count, 'time')} after the first step, {amount(time / count, 'autotune_ns')} each",
+        f"{group.name} is tuned {plural_of(count, 'time')} after the first step, "
+        f"{amount(time / count, 'autotune_ns')} each",
         {"autotunes": count / subject.units, "autotune_ns": time / subject.units},
         subject.calls(group.row),
         _culprits(subject, group),
@@ -143,4 +145,5 @@ RULE = Rule(
     "A step that meets a new key stands still for the compile, 25 ms to seconds, while the device idles.",
     _RECOMPILE,
     _find,
+    needs_device=False,
 )

@@ -25,14 +25,14 @@ _CALL = re.compile(
 _FEWEST = 4
 
 _KEEP = Mend(
-    "Leave memory to PyTorch's allocator, which keeps what is freed: no torch.cuda.empty_cache() in the loop, and pinned "
-    "buffers made once. Where it gives memory back because sizes vary, expandable segments or buffers of the largest size "
-    "help.",
+    "Leave memory to PyTorch's allocator, which keeps what is freed: no torch.cuda.empty_cache() in the loop, and "
+    "pinned buffers made once. Where it gives memory back because sizes vary, expandable segments or buffers of the "
+    "largest size help.",
     "buffer = torch.empty(largest, device='cuda')  # once\nPYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
 )
 _CLEAR = Mend(
-    "Clear them in one go: make them views of one buffer, or use torch._foreach_zero_. What is overwritten whole need not "
-    "be cleared at all (torch.empty, zero_grad(set_to_none=True)).",
+    "Clear them in one go: make them views of one buffer, or use torch._foreach_zero_. What is overwritten whole need "
+    "not be cleared at all (torch.empty, zero_grad(set_to_none=True)).",
     "whole = torch.empty(total, device='cuda')\n"
     "parts = whole.split(sizes)  # once\n"
     "whole.zero_()               # each step",

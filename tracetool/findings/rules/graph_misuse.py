@@ -22,20 +22,21 @@ _SMALL = 10
 _FEWEST_LAUNCHES = 10
 
 _ONCE = Mend(
-    "Capture once for each shape, before the loop, and keep the graphs; new inputs are copied into the buffers that were "
-    "captured. Pad sizes up to a few, so that there is a graph for each.",
+    "Capture once for each shape, before the loop, and keep the graphs; new inputs are copied into the buffers that "
+    "were captured. Pad sizes up to a few, so that there is a graph for each.",
     "graphs = {size: captured(model, size) for size in (1, 2, 4, 8, 16)}  # once\n"
     "static_in[:n].copy_(x)\n"
     "graphs[next(size for size in graphs if size >= n)].replay()",
 )
 _JOIN = Mend(
-    "Capture what follows each other as one graph: launching a graph costs the same for ten kernels as for a thousand. What "
-    "stands between them (a read, a copy from pageable memory, Python that decides) has to move out of the step first.",
+    "Capture what follows each other as one graph: launching a graph costs the same for ten kernels as for a thousand. "
+    "What stands between them (a read, a copy from pageable memory, Python that decides) has to move out of the step "
+    "first.",
     "with torch.cuda.graph(graph):\n    for layer in layers:\n        x = layer(x)",
 )
 _INSIDE = Mend(
-    "Take what is launched beside the graph into it, sampling and the building of inputs among it. It needs its inputs in "
-    "buffers that stay, and no step that waits for the device.",
+    "Take what is launched beside the graph into it, sampling and the building of inputs among it. It needs its inputs "
+    "in buffers that stay, and no step that waits for the device.",
     "with torch.cuda.graph(graph):\n"
     "    logits = model(ids, positions)\n"
     "    ids.copy_(logits.argmax(-1))  # the next step's input stays on the device",
@@ -70,7 +71,7 @@ def _captures(subject: Subject) -> Iterator[Finding]:
         yield Finding(
             RULE,
             subject.path(group.row),
-            f"{plural_of(count, 'graph')} captured anew in each step, {amount(time, 'cpu_ns')} from its beginning to its "
+            f"{plural_of(count, 'graph')} captured anew in each step, {amount(time, 'cpu_ns')} from beginning to "
             "instantiation",
             {"cpu_ns": time},
             subject.calls(group.row),
@@ -130,8 +131,8 @@ def _beside(subject: Subject, graphs: IntArray) -> Iterator[Finding]:
         yield Finding(
             RULE,
             subject.path(group.row),
-            f"{plural_of(count, 'launch', 'launches')} one by one beside {plural_of(len(graphs) / subject.units, 'graph')} "
-            f"in the same step, {amount(time, 'cpu_ns')} of CPU time",
+            f"{plural_of(count, 'launch', 'launches')} one by one beside "
+            f"{plural_of(len(graphs) / subject.units, 'graph')} in the same step, {amount(time, 'cpu_ns')} of CPU time",
             {"kernel_launches": count, "graph_launches": len(graphs) / subject.units},
             subject.calls(group.row),
             subject.culprits(group.rows),
@@ -148,8 +149,8 @@ def _beside(subject: Subject, graphs: IntArray) -> Iterator[Finding]:
 RULE = Rule(
     "TT10",
     "graph-misuse",
-    "CUDA graphs that are captured in most steps after the first; 4 graph launches a step and more of at most 10 kernels "
-    "each in one range; 10 launches a step and more, in one range, beside a graph.",
+    "CUDA graphs that are captured in most steps after the first; 4 graph launches a step and more of at most 10 "
+    "kernels each in one range; 10 launches a step and more, in one range, beside a graph.",
     "A capture runs everything through Python and instantiates anew; a graph saves only the launches that are in it.",
     _ONCE,
     _find,

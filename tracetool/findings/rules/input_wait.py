@@ -20,7 +20,8 @@ _LEAST_SHARE = 0.02
 
 _MEND = Mend(
     "Prepare the next step's input while the device works on this one: DataLoader with num_workers > 0, pin_memory and "
-    "persistent_workers, or a thread with a queue. What is prepared from the step before can stay on the device instead.",
+    "persistent_workers, or a thread with a queue. What is prepared from the step before can stay on the device "
+    "instead.",
     "loader = DataLoader(data, batch_size, num_workers=4, pin_memory=True, persistent_workers=True)\n"
     "for batch in loader:\n"
     "    model(batch.to('cuda', non_blocking=True))",
@@ -30,17 +31,15 @@ _MEND = Mend(
 def _find(subject: Subject) -> Iterator[Finding] | str:
     if not subject.summary.step_count:
         return "it takes profiler steps to tell the beginning of a step"
-    if not len(subject.work.of(*DEVICE_WORK)):
-        return "the trace has no device work"
     return _found(subject)
 
 
 def _found(subject: Subject) -> Iterator[Finding]:
     summary = subject.summary
-    nothing = sum(summary.total(name) for name in ("kernels", "copies", "memsets"))
+    work = np.stack([summary.total(name) for name in ("kernels", "copies", "memsets")]).sum(axis=0)
     for row in range(summary.outside_row):
-        outermost = summary.parent(row) < 0 or nothing[summary.parent(row)]
-        if nothing[row] or not outermost or summary.ambiguous[row]:
+        outermost = summary.parent(row) < 0 or work[summary.parent(row)]
+        if work[row] or not outermost or summary.ambiguous[row]:
             continue
         spans = [span for span in subject.runs(row) if subject.begins_step(*span)]
         if len(spans) * 2 <= summary.step_count:
@@ -73,8 +72,8 @@ def _found(subject: Subject) -> Iterator[Finding]:
 RULE = Rule(
     "TT11",
     "input-wait",
-    "A range without device work before a step's first launch, in most steps, during which the device idles for 2 % of the "
-    "step and more.",
+    "A range without device work before a step's first launch, in most steps, during which the device idles for 2 % of "
+    "the step and more.",
     "Nothing runs on the device until the input is there, and the host could have made it while the step before ran.",
     _MEND,
     _find,

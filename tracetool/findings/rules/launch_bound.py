@@ -22,8 +22,9 @@ _MOST_OF = 0.8
 _GRAPH_LAUNCHES = 4
 
 _MEND = Mend(
-    "Capture the range as a CUDA graph and replay it, with its inputs in buffers that stay: one launch takes the place of "
-    "all. Where shapes change, one graph for each size (padded up) does; torch.compile(mode='reduce-overhead') makes them.",
+    "Capture the range as a CUDA graph and replay it, with its inputs in buffers that stay: one launch takes the place "
+    "of all. Where shapes change, one graph for each size (padded up) does; torch.compile(mode='reduce-overhead') "
+    "makes them.",
     "graph = torch.cuda.CUDAGraph()\n"
     "with torch.cuda.graph(graph):  # after a warm-up on a side stream\n"
     "    static_out = model(static_in)\n"
@@ -40,7 +41,9 @@ def _find(subject: Subject) -> Iterator[Finding]:
     roots = [row for row in range(summary.outside_row) if summary.parent(row) < 0]
     for root in roots:
         row = _tightest(subject, root, launches.tolist())
-        if launches[row] / subject.units >= _FEWEST and not graphs[row]:
+        # What runs once, as a set-up does, is no loop that could be captured.
+        again = summary.step_count or summary.calls[row] > 1
+        if launches[row] / subject.units >= _FEWEST and not graphs[row] and again and not summary.ambiguous[row]:
             yield from _judge(subject, row)
 
 

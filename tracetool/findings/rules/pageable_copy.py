@@ -25,9 +25,9 @@ _PINNED = Mend(
     "on_device.copy_(staging, non_blocking=True)",
 )
 _DENSE = Mend(
-    "Lay the pinned buffer out so that the part that is sent is dense on both sides and of the same dtype: PyTorch copies "
-    "anything else through a pageable temporary and a kernel, whatever non_blocking says. With the dimension that varies "
-    "first, its slice is dense.",
+    "Lay the pinned buffer out so that the part that is sent is dense on both sides and of the same dtype: PyTorch "
+    "copies anything else through a pageable temporary and a kernel, whatever non_blocking says. With the dimension "
+    "that varies first, its slice is dense.",
     "staging = torch.empty(capacity, layers, blocks, dtype=torch.int32, pin_memory=True)\n"
     "on_device[:batch].copy_(staging[:batch], non_blocking=True)",
 )
@@ -66,8 +66,8 @@ def _finding(subject: Subject, group: Group, *, strided: bool) -> Finding:
     if strided:
         counts["kernel_launches"] = len(kernels) / subject.units
         what = (
-            f"{plural_of(count, 'copy', 'copies')} of {amount(size, 'h2d_bytes')} asked not to block, of a slice that is "
-            f"not dense: {each} goes through a pageable temporary and a kernel that lays it out"
+            f"{plural_of(count, 'copy', 'copies')} of {amount(size, 'h2d_bytes')} asked not to block, of a slice that "
+            f"is not dense: {each} goes through a pageable temporary and a kernel that lays it out"
         )
         cost = _cost_of_strided(subject, rows, kernels)
     else:
@@ -118,8 +118,8 @@ RULE = Rule(
     "pageable-copy",
     "Copies to the device from pageable host memory in a repeated range; and copies that are asked not to block from "
     "pinned memory, but go through a pageable temporary and a kernel because the slice is not dense.",
-    "The driver first copies the bytes to memory of its own, on the thread that launches, and a blocking copy then waits "
-    "for the device.",
+    "The driver first copies the bytes to memory of its own, on the thread that launches, and a blocking copy then "
+    "waits for the device.",
     _PINNED,
     _find,
 )

@@ -61,7 +61,8 @@ def _finding(subject: Subject, group: Group, kernels: IntArray) -> Finding | Non
         subject.cost(
             rows,
             Change(apart=rows),
-            "replayed with the copies beside the kernels, at most the time of the kernels there are to hide them behind",
+            "replayed with the copies beside the kernels, at most the time of the kernels there are to hide them "
+            "behind",
             most=could,
         ),
         _MEND,

@@ -21,17 +21,17 @@ _LARGEST = 64 * 1024
 _READ = "aten::_local_scalar_dense"
 
 _PACK = Mend(
-    "Pack them into one pinned buffer and send that in one copy: each small copy costs its call, whatever its size. Views "
-    "of the buffer on the device take the place of the tensors.",
+    "Pack them into one pinned buffer and send that in one copy: each small copy costs its call, whatever its size. "
+    "Views of the buffer on the device take the place of the tensors.",
     "packed = torch.empty(total, dtype=dtype, pin_memory=True)  # once\n"
     "torch.cat(parts, out=packed)\n"
     "on_device.copy_(packed, non_blocking=True)\n"
     "views = on_device.split(sizes)",
 )
 _LISTS = Mend(
-    "Make the tensors once a step and not in each layer: write the lists as rows of one pinned int32 buffer and send it in "
-    "one copy; or compute the indices on the device from what is there. torch.tensor(list, device=...) is one pageable copy "
-    "and one wait every time.",
+    "Make the tensors once a step and not in each layer: write the lists as rows of one pinned int32 buffer and send "
+    "it in one copy; or compute the indices on the device from what is there. torch.tensor(list, device=...) is one "
+    "pageable copy and one wait every time.",
     "staging[0, :n] = torch.tensor(block_idx, dtype=torch.int32)\n"
     "staging[1, :n] = torch.tensor(pos, dtype=torch.int32)\n"
     "on_device.copy_(staging, non_blocking=True)  # once a step\n"
@@ -98,8 +98,8 @@ def _finding(subject: Subject, group: Group, *, lists: bool) -> Finding:
 RULE = Rule(
     "TT02",
     "small-copies",
-    "Many copies of at most 64 KiB by one op in one range (4 a step and more), and index tensors made from Python lists "
-    "by torch.tensor(list, device=...) (2 a step and more).",
+    "Many copies of at most 64 KiB by one op in one range (4 a step and more), and index tensors made from Python "
+    "lists by torch.tensor(list, device=...) (2 a step and more).",
     "A copy costs its call and the op around it, 10 to 40 us of CPU time, however few bytes it moves; a blocking one "
     "also waits for the device.",
     _PACK,

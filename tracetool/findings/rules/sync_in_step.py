@@ -21,20 +21,21 @@ _SEVERAL = 3
 _READY_NS = 10_000
 
 _ITEM = Mend(
-    "Leave the decision on the device (torch.where, masks), or keep the values there and read them all at once after the "
-    "loop. What the host has to know can come one step late, by an asynchronous copy into pinned memory and an event.",
+    "Leave the decision on the device (torch.where, masks), or keep the values there and read them all at once after "
+    "the loop. What the host has to know can come one step late, by an asynchronous copy into pinned memory and an "
+    "event.",
     "y = torch.where(norm > limit, y * (limit / norm), y)  # instead of: if norm.item() > limit\n"
     "losses.append(loss.detach())                          # read torch.stack(losses).tolist() once",
 )
 _SIZES = Mend(
-    "Work with the mask and not with the indices of its true elements, whose number the host must wait for: multiply by "
-    "it, or use torch.where or masked_fill. Where the number is known beforehand, give it (torch.nonzero_static).",
+    "Work with the mask and not with the indices of its true elements, whose number the host must wait for: multiply "
+    "by it, or use torch.where or masked_fill. Where the number is known beforehand, give it (torch.nonzero_static).",
     "total = (values * mask).sum()  # instead of: values[mask].sum()\n"
     "values = values.masked_fill(~mask, 0)  # instead of: values[~mask] = 0",
 )
 _EXPLICIT = Mend(
-    "Leave the wait out: work on one stream runs in order, and between streams an event makes the device wait and not the "
-    "host. Time with events, and read them at the end.",
+    "Leave the wait out: work on one stream runs in order, and between streams an event makes the device wait and not "
+    "the host. Time with events, and read them at the end.",
     "event = stream.record_event()\ntorch.cuda.current_stream().wait_event(event)  # instead of: stream.synchronize()",
 )
 _COPY = Mend(
@@ -142,8 +143,8 @@ def _waits(subject: Subject) -> tuple[list[int], list[int]]:
 RULE = Rule(
     "TT03",
     "sync-in-step",
-    "Calls on which the CPU waits for the device while there is more of the step to launch: .item(), nonzero and boolean "
-    "indexing, blocking copies, explicit synchronisation; and several reads one by one at a step's end.",
+    "Calls on which the CPU waits for the device while there is more of the step to launch: .item(), nonzero and "
+    "boolean indexing, blocking copies, explicit synchronisation; and several reads one by one at a step's end.",
     "The device runs dry while the host launches what comes next, and the host stands still while the device works.",
     _ITEM,
     _find,

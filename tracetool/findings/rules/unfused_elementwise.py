@@ -26,8 +26,9 @@ _FEWEST = 5
 _TINY_NS = 10_000
 
 _MEND = Mend(
-    "Fuse the run into one kernel: torch.compile does it for what stands in one function, a Triton kernel for what needs "
-    "indices of its own. Often there is one op for the formula already (F.gelu, torch.addcmul, torch._foreach_*).",
+    "Fuse the run into one kernel: torch.compile does it for what stands in one function, a Triton kernel for what "
+    "needs indices of its own. Often there is one op for the formula already (F.gelu, torch.addcmul, "
+    "torch._foreach_*).",
     "@torch.compile\ndef activation(x):\n    return 0.5 * x * (1 + torch.tanh(0.79788 * (x + 0.044715 * x**3)))",
 )
 
@@ -80,8 +81,8 @@ def _finding(subject: Subject, row: int, runs: list[IntArray], rows: IntArray) -
     return Finding(
         RULE,
         subject.path(row),
-        f"{plural_of(count, 'elementwise or indexing kernel')} in {plural_of(many, 'run')} of {amount(count / many, 'ops')}, "
-        f"{amount(time / count, 'gpu_ns')} each on the device",
+        f"{plural_of(count, 'elementwise or indexing kernel')} in {plural_of(many, 'run')} of "
+        f"{amount(count / many, 'ops')}, {amount(time / count, 'gpu_ns')} each on the device",
         {"kernel_launches": count, "gpu_ns": time},
         subject.calls(row),
         subject.culprits(rows),
