@@ -10,7 +10,7 @@ from tracetool.checking import Check, Result, TraceBaseline
 from tracetool.chrome import read
 from tracetool.errors import BudgetError, OutputError
 from tracetool.output import is_stream, write
-from tracetool.project import nearest_pyproject
+from tracetool.project import MOST_TEXT, nearest_pyproject, text_of
 from tracetool.snapshots import Section, Snapshot, SnapshotBaseline
 from tracetool.summary import summarize
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tracetool.summary import TraceSummary
 
 _MARK = snapshots.HEADER.rpartition(" ")[0].encode()
-_MOST_TEXT = 64 << 20
 _TRACES_BEGIN_WITH = (b"{", b"[", b"\x1f\x8b")
 
 
@@ -33,7 +32,7 @@ def read_budgets(path: Path) -> list[Budget]:
     Raises:
         BudgetError: it cannot be read, is no TOML, or something in it is no budget.
     """
-    found = budgeting.parse_toml(_text(path), str(path))
+    found = budgeting.parse_toml(text_of(path, BudgetError), str(path))
     if not found:
         raise BudgetError(f"{path} has no budgets: write [[tool.tracetool.budgets]] tables, or name another file")
     return found
@@ -46,7 +45,7 @@ def nearest_budgets(folder: Path) -> list[Budget]:
         BudgetError: it cannot be read, or something in it is no budget.
     """
     project = nearest_pyproject(folder)
-    return [] if project is None else budgeting.parse_toml(_text(project), str(project))
+    return [] if project is None else budgeting.parse_toml(text_of(project, BudgetError), str(project))
 
 
 def read_snapshot(path: Path) -> Snapshot:
@@ -55,7 +54,7 @@ def read_snapshot(path: Path) -> Snapshot:
     Raises:
         BudgetError: it cannot be read, or is none.
     """
-    return snapshots.parse(_text(path), str(path))
+    return snapshots.parse(text_of(path, BudgetError), str(path))
 
 
 def write_snapshot(snapshot: Snapshot, path: Path | None) -> None:
@@ -65,26 +64,11 @@ def write_snapshot(snapshot: Snapshot, path: Path | None) -> None:
         OutputError: the file cannot be written, or could not be read again.
     """
     text = snapshots.to_text(snapshot)
-    if len(text) > _MOST_TEXT:
+    if len(text) > MOST_TEXT:
         raise OutputError(
-            f"the snapshot has more than {_MOST_TEXT >> 20} MiB, and would not be read: --fold counts ranges together"
+            f"the snapshot has more than {MOST_TEXT >> 20} MiB, and would not be read: --fold counts ranges together"
         )
     write(text, path)
-
-
-def _text(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(_MOST_TEXT + 1)
-    except OSError as error:
-        raise BudgetError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise BudgetError(f"{path} cannot be read: it is not UTF-8 text") from None
-    if len(text) > _MOST_TEXT:
-        raise BudgetError(
-            f"{path} has more than {_MOST_TEXT >> 20} MiB, which is refused: name a file of budgets or counts"
-        )
-    return text
 
 
 class Reference:

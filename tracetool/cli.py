@@ -18,6 +18,7 @@ from tracetool.capture_commands import capture, workloads
 from tracetool.check_command import check, snapshot
 from tracetool.compare_command import compare
 from tracetool.errors import SettingError, TracetoolError
+from tracetool.lint_command import lint, rules
 from tracetool.opening import printable, ranks_diff_of, ranks_of, several, summarize_all
 from tracetool.options import (
     TRACE,
@@ -199,8 +200,10 @@ cli.add_command(breakdown)
 cli.add_command(capture)
 cli.add_command(check)
 cli.add_command(compare)
+cli.add_command(lint)
 cli.add_command(merge)
 cli.add_command(open_traces)
+cli.add_command(rules)
 cli.add_command(snapshot)
 cli.add_command(workloads)
 

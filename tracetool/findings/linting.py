@@ -30,6 +30,7 @@ class Lint:
         unit: what costs are of: `step` or `trace`.
         step_ns: how long one takes, the median.
         busy_ns: how long a device works in it.
+        least_ns: what a finding costs at least to be told.
         findings: the dearest first; those without an estimate last.
         suppressed: findings that a setting says are known, each with the setting.
         cheap: how many cost less than the threshold.
@@ -40,6 +41,7 @@ class Lint:
     unit: str
     step_ns: float
     busy_ns: float
+    least_ns: float
     findings: tuple[Finding, ...]
     suppressed: tuple[tuple[Finding, Suppression], ...]
     cheap: int
@@ -109,6 +111,7 @@ def _judged(
         subject.unit,
         subject.step_ns,
         subject.busy_ns,
+        least,
         tuple(told),
         tuple(suppressed),
         len(findings) - len(dear),

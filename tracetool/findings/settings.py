@@ -18,8 +18,11 @@ from tracetool.errors import SettingError, nearest
 from tracetool.findings.registry import rule_of
 from tracetool.folding import STEP
 from tracetool.globs import PathGlob
+from tracetool.project import nearest_pyproject, text_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tracetool.findings.finding import Finding
 
 _TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
@@ -98,6 +101,16 @@ class LintSettings:
     ignore: tuple[str, ...] = ()
     threshold: Threshold = Threshold()
     suppressions: tuple[Suppression, ...] = ()
+
+
+def nearest_settings(folder: Path) -> LintSettings:
+    """What the nearest pyproject.toml says, upwards from a folder; the defaults where there is none.
+
+    Raises:
+        SettingError: it cannot be read, or something in its table is no setting.
+    """
+    project = nearest_pyproject(folder)
+    return LintSettings() if project is None else parse_toml(text_of(project), str(project))
 
 
 def parse_toml(text: str, source: str) -> LintSettings:

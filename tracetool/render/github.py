@@ -1,4 +1,4 @@
-"""Violations as annotations of a GitHub Actions run: workflow commands, one a line, shown at the line that did it."""
+"""What came of a trace as annotations of a GitHub Actions run: workflow commands, shown at the line that did it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 from tracetool.checking import unfit
 from tracetool.output import harmless
-from tracetool.render import sentences
+from tracetool.render import findings, sentences
 
 if TYPE_CHECKING:
-    from tracetool.checking import Check, Outcome
+    from collections.abc import Iterable, Sequence
+
+    from tracetool.checking import Check
+    from tracetool.findings.linting import Lint
     from tracetool.render.view import View
 
 _PLACE = re.compile(r"(?P<file>[^\s:]+\.\w+):(?P<line>\d+)(?: in .*)?", re.DOTALL)
@@ -25,7 +28,9 @@ def check(found: Check, view: View) -> str:
     if found.not_comparable:
         lines.append(_command("error", found.not_comparable))
     broken, left = (found.broken, 0) if view.everything else sentences.telling(found.outcomes)
-    lines += [_command("error", sentences.sentence(one), **_place(one)) for one in broken]
+    lines += [
+        _command("error", sentences.sentence(one), **_place(cause.place for cause in one.causes)) for one in broken
+    ]
     if left:
         lines.append(_command("notice", f"{left} more counts follow from these"))
     lines += [_command("warning", one.message) for one in found.findings]
@@ -37,11 +42,27 @@ def check(found: Check, view: View) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _place(outcome: Outcome) -> dict[str, str]:
-    for cause in outcome.causes[:1]:
-        if match := _PLACE.fullmatch(cause.place):
-            return match.groupdict()
-    return {}
+def lint(found: Sequence[Lint], view: View) -> str:
+    """What rules found in traces."""
+    del view
+    lines = []
+    for one in found:
+        bad = unfit(one.summary)
+        if bad is not None:
+            lines.append(_command("error", f"{one.summary.source} is not healthy: {bad.message}"))
+        for finding in one.findings:
+            lead = f"{finding.rule.id} {finding.rule.name} in {findings.where(finding)}"
+            told = f"{lead}, {findings.cost(one, finding)}: {findings.what(finding)}. {finding.mend.text}"
+            lines.append(_command("warning", told, **_place(culprit.place for culprit in finding.culprits)))
+        lines += [_command("notice", text) for text in findings.unjudged(one)]
+    lines.append(_command("notice", findings.verdict(found)))
+    return "\n".join(lines) + "\n"
+
+
+def _place(places: Iterable[str]) -> dict[str, str]:
+    """The first of some places, if it is a line of a file."""
+    match = _PLACE.fullmatch(next(iter(places), ""))
+    return match.groupdict() if match else {}
 
 
 def _command(level: str, message: str, **properties: str) -> str:

@@ -10,8 +10,8 @@ import msgspec
 
 from tracetool.differ import Per
 from tracetool.health import Health
+from tracetool.render import findings, sentences, words
 from tracetool.render import ranks as by_rank
-from tracetool.render import sentences, words
 from tracetool.render.verdict import verdict_of
 from tracetool.summary import BY
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from tracetool.checking import Check, Outcome
     from tracetool.differ import Cell, Comparison, DiffRow, Side, TraceDiff
+    from tracetool.findings.finding import Finding, Mend, Rule
+    from tracetool.findings.linting import Lint
     from tracetool.metrics import Metric
     from tracetool.ranks import Rank, RankDiff, Ranks, RanksDiff, Value
     from tracetool.render.view import View
@@ -205,6 +207,73 @@ def _outcome(one: Outcome) -> dict[str, Any]:
         ],
         "sentence": sentences.sentence(one),
     }
+
+
+def lint(found: Sequence[Lint], view: View) -> str:
+    """What rules found in traces, by `tracetool.lint/1`."""
+    del view
+    return as_text(
+        {
+            "schema": "tracetool.lint/1",
+            "traces": [_lint(one) for one in found],
+            "verdict": findings.verdict(found),
+        }
+    )
+
+
+def _lint(one: Lint) -> dict[str, Any]:
+    return {
+        "trace": _trace(one.summary),
+        "health": _health(one.summary.health),
+        "unit": one.unit,
+        "step_ns": one.step_ns,
+        "busy_ns": one.busy_ns,
+        "least_ns": one.least_ns,
+        "findings": [_finding(finding) for finding in one.findings],
+        "suppressed": [{**_finding(finding), "reason": known.reason} for finding, known in one.suppressed],
+        "cheaper": one.cheap,
+        "unjudged": [{"rule": told.rule.id, "why": told.why} for told in one.unjudged],
+    }
+
+
+def _finding(one: Finding) -> dict[str, Any]:
+    return {
+        "rule": one.rule.id,
+        "name": one.rule.name,
+        "range": list(one.path),
+        "what": one.what,
+        "calls": one.calls,
+        "counts": one.counts,
+        "culprits": [{"op": made.op, "place": made.place, "count": made.count} for made in one.culprits],
+        "cost": {"ns": one.cost.ns, "at_most_ns": one.cost.at_most, "how": one.cost.how},
+        "same_work_as": one.covered_by,
+        "mend": _mend(one.mend),
+        "docs": one.rule.anchor,
+    }
+
+
+def _mend(one: Mend) -> dict[str, str]:
+    return {"text": one.text, "code": one.code}
+
+
+def rules(chosen: Sequence[Rule]) -> str:
+    """Rules explained, by `tracetool.rules/1`."""
+    return as_text(
+        {
+            "schema": "tracetool.rules/1",
+            "rules": [
+                {
+                    "id": rule.id,
+                    "name": rule.name,
+                    "looks_for": rule.looks_for,
+                    "why": rule.why,
+                    "mend": _mend(rule.mend),
+                    "docs": rule.anchor,
+                }
+                for rule in chosen
+            ],
+        }
+    )
 
 
 def as_text(value: object) -> str:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from tracetool import unprofiled
 from tracetool.checking import Result, unfit
+from tracetool.render import findings, sentences, words
 from tracetool.render import ranks as by_rank
-from tracetool.render import sentences, words
 from tracetool.render.speed import speed_words
 from tracetool.render.tables import SHORT, diff_table, summary_table, top_contributors
 from tracetool.render.verdict import changes_of, summary_verdict
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from tracetool.checking import Check
     from tracetool.differ import TraceDiff
+    from tracetool.findings.finding import Finding, Rule
+    from tracetool.findings.linting import Lint
     from tracetool.metrics import Metric
     from tracetool.ranks import Ranks, RanksDiff
     from tracetool.render.view import View
@@ -166,6 +168,53 @@ def metrics(chosen: Sequence[Metric]) -> str:
         for metric in chosen
     ]
     return "\n".join(table_lines(["metric", "unit", "kind", "meaning"], rows)) + "\n"
+
+
+def lint(found: Sequence[Lint], view: View) -> str:
+    """What rules found in traces: a table for each, then how to mend what is in it, each once."""
+    del view
+    lines = [f"**{plain(findings.verdict(found))}**", ""]
+    for one in found:
+        bad = unfit(one.summary)
+        lines += _sides([("", one.summary)])
+        lines += [f"- **not healthy**: {plain(bad.message)}"] if bad is not None else []
+        lines += [f"- {plain(told)}" for told in (findings.step_words(one), *findings.unjudged(one)) if told]
+        lines += [
+            f"- suppressed: {_rule(finding.rule)} in {_name(findings.where(finding))}, "
+            f"{plain(findings.cost(one, finding))}: {plain(known.reason)}"
+            for finding, known in one.suppressed
+        ]
+        rows = [_finding_cells(one, finding) for finding in one.findings]
+        lines += ["", *table_lines(["rule", "range", "cost, estimated", "what", "by"], rows)] if rows else []
+        lines.append("")
+    mends = {finding.mend.code: finding for one in found for finding in one.findings}
+    for finding in mends.values():
+        lines += [f"**{_rule(finding.rule)}**: {plain(finding.rule.why)} {plain(finding.mend.text)}", ""]
+        lines += ["```python", *finding.mend.code.splitlines(), "```", ""]
+    return bounded(lines)
+
+
+def _finding_cells(lint: Lint, finding: Finding) -> list[str]:
+    return [
+        _rule(finding.rule),
+        _name(findings.where(finding)),
+        plain(findings.cost(lint, finding)),
+        plain(findings.what(finding)),
+        plain(words.shorten(findings.made_by(lint, finding), _LONGEST_NAME)),
+    ]
+
+
+def _rule(rule: Rule) -> str:
+    return f"{rule.id} {rule.name}"
+
+
+def rules(chosen: Sequence[Rule]) -> str:
+    """Rules explained, with how to mend what they find."""
+    lines = []
+    for rule in chosen:
+        lines += [f"## {_rule(rule)}", "", f"{plain(rule.looks_for)} {plain(rule.why)}", "", plain(rule.mend.text), ""]
+        lines += ["```python", *rule.mend.code.splitlines(), "```", ""]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _left(left: int) -> list[str]:

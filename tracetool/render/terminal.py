@@ -14,8 +14,8 @@ from tracetool.checking import Result
 from tracetool.differ import Status
 from tracetool.environment import differences
 from tracetool.metrics import Needs
+from tracetool.render import findings, sentences, words
 from tracetool.render import ranks as by_rank
-from tracetool.render import sentences, words
 from tracetool.render.tables import SHORT, diff_table, summary_table, top_contributors
 from tracetool.render.verdict import summary_verdict, verdict_of
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from tracetool.checking import Check
     from tracetool.differ import TraceDiff
+    from tracetool.findings.finding import Finding, Rule
+    from tracetool.findings.linting import Lint
     from tracetool.health import Health
     from tracetool.metrics import Metric
     from tracetool.ranks import Ranks, RanksDiff
@@ -217,6 +219,64 @@ def _metric_kind(metric: Metric) -> str:
 def _meaning(metric: Metric) -> str:
     needs = "" if metric.needs in (Needs.NOTHING, Needs.DEVICE) else f" Needs {metric.needs}."
     return metric.meaning + needs
+
+
+def lint(found: Sequence[Lint], view: View, *, width: int, colour: bool) -> str:
+    """What rules found in traces, the dearest first; how to mend it is told once."""
+    page = _Page(width, colour=colour)
+    mends: set[str] = set()
+    for one in found:
+        _header(page, [("", one.summary)])
+        page.add(findings.step_words(one), "dim")
+        page.add()
+        for finding in one.findings:
+            _tell_finding(page, one, finding, mends)
+        for finding, known in one.suppressed:
+            lead = (
+                f"{finding.rule.id} {finding.rule.name} in {findings.where(finding)}, {findings.cost(one, finding)}: "
+            )
+            _tell(page, "suppressed ", "dim", lead + words.clean(known.reason))
+        for text in findings.unjudged(one):
+            page.add(text, "dim")
+        if one.suppressed or one.unjudged:
+            page.add()
+    page.add(findings.verdict(found), "bold red" if any(one.findings for one in found) else "bold green")
+    if view.command:
+        page.add(view.command, "dim", unbroken=True)
+    return page.text()
+
+
+def _tell_finding(page: _Page, lint: Lint, finding: Finding, mends: set[str]) -> None:
+    rule = finding.rule
+    lead = Text.assemble((rule.id, "bold red"), (f" {rule.name}", "bold"), f"  {findings.where(finding)}  ")
+    page.add(Text.assemble(lead, (findings.cost(lint, finding), "bold")), unbroken=True)
+    page.add(_inset(findings.what(finding)))
+    if told := findings.made_by(lint, finding):
+        page.add(_inset(f"by {told}", "dim"))
+    page.add(_inset(f"cost: {words.clean(finding.cost.how)}", "dim"))
+    if finding.mend.code not in mends:
+        mends.add(finding.mend.code)
+        page.add(_inset(f"mend: {finding.mend.text}"))
+        for line in finding.mend.code.splitlines():
+            page.add(Text(f"      {line}", style="cyan"), unbroken=True)
+        page.add(_inset(rule.anchor, "dim"))
+    page.add()
+
+
+def _inset(text: str, style: str = "") -> Padding:
+    return Padding(Text(text, style=style), (0, 0, 0, 2))
+
+
+def rules(chosen: Sequence[Rule], *, width: int, colour: bool) -> str:
+    """Rules explained."""
+    page = _Page(width, colour=colour)
+    for rule in chosen:
+        page.add(
+            Text.assemble((rule.id, "cyan"), (f" {rule.name}", "bold"), (f"  {rule.anchor}", "dim")), unbroken=True
+        )
+        page.add(_inset(rule.looks_for))
+        page.add(_inset(rule.why, "dim"))
+    return page.text()
 
 
 # Pieces -------------------------------------------------------------------------------------------------------
