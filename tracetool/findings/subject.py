@@ -273,6 +273,11 @@ class Subject:
         device = self.steady(self.work.of(*DEVICE_WORK))
         return device[np.isin(self.op(device), ops[ops >= 0])]
 
+    def inside(self, name: str, ops: IntArray) -> IntArray:
+        """Device work whose outermost op of a name is one of some."""
+        device = self.steady(self.work.of(*DEVICE_WORK))
+        return device[np.isin(self.around(device, name), ops[ops >= 0])]
+
     def outermost_end(self, rows: IntArray) -> IntArray:
         """When the outermost run around each piece of work ends; outside any range, the trace."""
         ranges = self.work.ranges
@@ -343,6 +348,12 @@ class Subject:
             busy += int(union_length(zero, zero, np.maximum(start[here], begin), np.minimum(end[here], stop), 1)[0])
         return busy
 
+    def covered(self, spans: Sequence[tuple[int, int]]) -> int:
+        """The time that intervals cover, ns."""
+        start, end = (np.array([span[side] for span in spans], dtype=np.int64) for side in (0, 1))
+        zero = np.zeros(len(spans), dtype=np.int64)
+        return int(union_length(zero, zero, start, end, 1)[0])
+
     def kernels_of(self, launches: IntArray) -> dict[int, list[int]]:
         """The kernels that each of some calls owns."""
         kernels = self.work.of(Category.KERNEL)
@@ -381,7 +392,7 @@ class Subject:
         """
         steps = steps or self.units
         if not self._in_turn(rows):
-            length = sum(end - start for start, end in change.cuts)
+            length = self.covered(change.cuts)
             return Cost(
                 None, "other threads work meanwhile: the trace does not tell what waits for this one", length / steps
             )
@@ -420,6 +431,16 @@ class Subject:
         low, high = np.searchsorted(times, [start, end])
         return int(high - low)
 
+    def until_launch(self, row: int) -> tuple[int, int]:
+        """From the beginning of work on the host to the first call in its run of a range that owns device work.
+
+        Without one, to its own end.
+        """
+        event = int(self.work.event[row])
+        slots = self.slot(self._launches) == self.slot(np.array([row]))
+        later = self._launch_times[slots & (self._launch_times >= self.events.end[event])]
+        return int(self.events.start[event]), int(later[0] if len(later) else self.events.end[event])
+
     @cached_property
     def _launch_times_without_reads(self) -> IntArray:
         reads = self.work.owner[self.copies("d2h")]
@@ -449,8 +470,22 @@ class Subject:
             before[slot] = (start, end)
         return cuts
 
-    def mask(self, rows: IntArray) -> BoolArray:
-        """Which rows of work are among some."""
-        found = np.zeros(len(self.work.event), dtype=np.bool_)
-        found[rows] = True
+    def gaps(self, rows: IntArray) -> list[tuple[int, int]]:
+        """CPU time between work done over and over in one run of a range, where nothing else was launched in it."""
+        found: list[tuple[int, int]] = []
+        before: dict[int, int] = {}
+        for row, slot in zip(rows.tolist(), self.slot(rows).tolist(), strict=True):
+            start, end = self.span(row)
+            last = before.get(slot, start)
+            if start > last and not self.launches_between(last, start):
+                found.append((last, start))
+            before[slot] = end
         return found
+
+    def within(self, rows: IntArray, spans: Sequence[tuple[int, int]]) -> IntArray:
+        """Those that begin within some intervals of time."""
+        start = self.start(rows)
+        inside = np.zeros(len(rows), dtype=np.bool_)
+        for begin, stop in spans:
+            inside |= (start >= begin) & (start < stop)
+        return rows[inside]

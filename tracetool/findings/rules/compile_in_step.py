@@ -81,6 +81,7 @@ def _compiled(subject: Subject, group: Group, compiles: IntArray, which: str) ->
             "a multiple of 16)"
         )
     metric = "compiles" if which == "compiled" else "compile_cache_hits"
+    stalls = [subject.until_launch(row) for row in group.rows.tolist()]
     again = len(same) > count
     return Finding(
         RULE,
@@ -90,8 +91,9 @@ def _compiled(subject: Subject, group: Group, compiles: IntArray, which: str) ->
         subject.calls(group.row),
         _culprits(subject, group),
         Cost(
-            int(subject.duration(group.rows).sum()) / subject.units,
-            f"the time of these compiles, over {plural_of(subject.units, 'step')}: each key costs it once in a process",
+            subject.covered(stalls) / subject.units,
+            f"from each of these compiles to the launch after it, over {plural_of(subject.units, 'step')}: each key "
+            "costs it once in a process",
         ),
         _RECOMPILE if again else _WARM,
         group.rows,

@@ -72,13 +72,14 @@ def _taken(subject: Subject, group: Group) -> Finding:
 
 
 def _clears(subject: Subject) -> IntArray:
-    """Memsets, and kernels that do nothing but fill."""
+    """Memsets, and kernels that do nothing but fill, of `zero_`: what other ops clear for themselves is theirs."""
     work = subject.work
     fills = subject.steady(subject.named(work.of(Category.KERNEL), lambda name: "FillFunctor" in name))
-    zeroed = np.array([any(op == "aten::zero_" for op in chain) for chain in subject.chains(fills)], dtype=np.bool_)
-    found = np.concatenate([subject.steady(work.of(Category.MEMSET)), fills[zeroed]])
+    found = np.concatenate([subject.steady(work.of(Category.MEMSET)), fills])
     found = found[work.owner[found] >= 0]
-    return subject.steady(found[~subject.by_graph(found)])
+    found = found[~subject.by_graph(found)]
+    zeroed = np.array(["aten::zero_" in chain for chain in subject.chains(found)], dtype=np.bool_)
+    return subject.steady(found[zeroed])
 
 
 def _cleared(subject: Subject, group: Group) -> Finding:
@@ -104,7 +105,7 @@ RULE = Rule(
     "TT07",
     "device-malloc",
     "Calls that take device or pinned memory from the driver or give it back (cudaMalloc, cudaFree, cudaHostAlloc) in "
-    "most steps after the first; and 4 buffers and more cleared one by one in each step.",
+    "most steps after the first; and 4 buffers and more cleared one by one, by zero_, in each step.",
     "cudaFree and cudaMalloc wait for the device and take up to milliseconds; a clear costs an op and a launch.",
     _KEEP,
     _find,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _FEWEST_GRAPHS = 4
 _SMALL = 10
 _FEWEST_LAUNCHES = 10
+_OF_A_CAPTURE = 4
 
 _ONCE = Mend(
     "Capture once for each shape, before the loop, and keep the graphs; new inputs are copied into the buffers that "
@@ -29,9 +30,8 @@ _ONCE = Mend(
     "graphs[next(size for size in graphs if size >= n)].replay()",
 )
 _JOIN = Mend(
-    "Capture what follows each other as one graph: launching a graph costs the same for ten kernels as for a thousand. "
-    "What stands between them (a read, a copy from pageable memory, Python that decides) has to move out of the step "
-    "first.",
+    "Capture what follows each other as one graph: one launch then takes the place of all, and nothing of the host "
+    "stands between them. A read, a copy from pageable memory or Python that decides has to move out of the way first.",
     "with torch.cuda.graph(graph):\n    for layer in layers:\n        x = layer(x)",
 )
 _INSIDE = Mend(
@@ -65,14 +65,15 @@ def _captures(subject: Subject) -> Iterator[Finding]:
         if not subject.repeated_later(group.rows):
             continue
         cuts = [_capture(subject, row, ends) for row in group.rows.tolist()]
+        inside = subject.within(calls, cuts)
         steps = max(1, subject.summary.step_count - 1)
         time = sum(end - start for start, end in cuts) / steps
         count = len(group.rows) / steps
         yield Finding(
             RULE,
             subject.path(group.row),
-            f"{plural_of(count, 'graph')} captured anew in each step, {amount(time, 'cpu_ns')} from beginning to "
-            "instantiation",
+            f"{plural_of(count, 'graph')} captured anew in each step, {amount(time, 'cpu_ns')} until it can be "
+            "launched",
             {"cpu_ns": time},
             subject.calls(group.row),
             subject.culprits(group.rows),
@@ -83,27 +84,43 @@ def _captures(subject: Subject) -> Iterator[Finding]:
                 steps=steps,
             ),
             _ONCE,
-            group.rows,
+            inside,
         )
 
 
 def _capture(subject: Subject, row: int, ends: IntArray) -> tuple[int, int]:
-    """From a call that begins a capture to the last that ends or instantiates it, before the next graph is launched."""
+    """From the call that begins a capture to the last that ends or instantiates it.
+
+    `torch.cuda.graph` first waits for the device, collects garbage and empties the cache of memory: where nothing was
+    launched since such a wait, the capture begins with it.
+    """
     events, work = subject.events, subject.work
     start = int(events.start[work.event[row]])
     later = ends[subject.start(ends) > start][:2]
     instantiated = subject.named(later, lambda name: "GraphInstantiate" in name)
     last = instantiated[:1] if len(instantiated) else later[:1]
-    return start, int(events.end[work.event[last[0]]]) if len(last) else int(events.end[work.event[row]])
+    end = int(events.end[work.event[last[0]]]) if len(last) else int(events.end[work.event[row]])
+    waits = subject.amounts("syncs")
+    waits = subject.named(waits[subject.slot(waits) == subject.slot(np.array([row]))], _waits_for_all)
+    before = subject.start(waits)[subject.start(waits) < start]
+    if len(before) and not _launched(subject, int(before[-1]), start):
+        start = int(before[-1])
+    return start, end
+
+
+def _launched(subject: Subject, start: int, end: int) -> bool:
+    """Whether more than the few kernels with which a capture sets its random numbers was launched in an interval."""
+    return subject.launches_between(start, end) > _OF_A_CAPTURE
+
+
+def _waits_for_all(name: str) -> bool:
+    return "DeviceSynchronize" in name
 
 
 def _small(subject: Subject, group: Group, kernels: dict[int, list[int]]) -> Finding:
     rows, count = group.rows, len(group.rows) / subject.units
     each = sum(len(kernels[row]) for row in rows.tolist()) / len(rows)
     kinds = len({tuple(subject.raw_name(np.array(kernels[row]))) for row in rows.tolist()})
-    first = np.unique(subject.work.step[rows], return_index=True)[1]
-    others = np.delete(rows, first)
-    cuts = [*subject.loop_cuts(rows), *(subject.span(row) for row in others.tolist())]
     return Finding(
         RULE,
         subject.path(group.row),
@@ -112,7 +129,11 @@ def _small(subject: Subject, group: Group, kernels: dict[int, list[int]]) -> Fin
         {"graph_launches": count, "graph_kernels": each * count},
         subject.calls(group.row),
         subject.culprits(rows),
-        subject.cost(rows, Change(cuts), "replayed with one launch, of the time of the first, in the place of all"),
+        subject.cost(
+            rows,
+            Change(subject.gaps(rows)),
+            "replayed without the CPU time between the launches: one graph of all takes as long to launch as they do",
+        ),
         _JOIN,
         rows,
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _FEWEST = 4
 _FEWEST_LISTS = 2
 _LARGEST = 64 * 1024
-_READ = "aten::_local_scalar_dense"
+_COPY = "aten::copy_"
 
 _PACK = Mend(
     "Pack them into one pinned buffer and send that in one copy: each small copy costs its call, whatever its size. "
@@ -46,8 +46,9 @@ def _find(subject: Subject) -> Iterator[Finding]:
     chains = subject.chains(rows)
     from_list = np.array(["aten::_to_copy" in chain for chain in chains], dtype=np.bool_)
     from_list &= subject.followed_by(rows, "aten::lift_fresh")
-    read = np.array([chain[0] == _READ for chain in chains], dtype=np.bool_)
-    for chosen, which in ((rows[from_list], True), (rows[~from_list & ~read], False)):
+    # What nonzero or item() reads is theirs: it cannot be sent with something else.
+    asked = np.array([chain[0] == _COPY for chain in chains], dtype=np.bool_)
+    for chosen, which in ((rows[from_list], True), (rows[~from_list & asked], False)):
         directions = [name.split(" ")[1] for name in subject.raw_name(chosen)]
         names = [" ".join(pair) for pair in zip(subject.op_names(chosen), directions, strict=True)]
         for group in subject.groups(chosen, names):
@@ -98,7 +99,7 @@ def _finding(subject: Subject, group: Group, *, lists: bool) -> Finding:
 RULE = Rule(
     "TT02",
     "small-copies",
-    "Many copies of at most 64 KiB by one op in one range (4 a step and more), and index tensors made from Python "
+    "Many copies of at most 64 KiB by copy_ in one range (4 a step and more), and index tensors made from Python "
     "lists by torch.tensor(list, device=...) (2 a step and more).",
     "A copy costs its call and the op around it, 10 to 40 us of CPU time, however few bytes it moves; a blocking one "
     "also waits for the device.",

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from tracetool.findings.subject import Group, Subject
 
 _READ = "aten::_local_scalar_dense"
+_BOOLEAN = "boolean indexing"
 _SEVERAL = 3
 _READY_NS = 10_000
 
 _ITEM = Mend(
-    "Leave the decision on the device (torch.where, masks), or keep the values there and read them all at once after "
-    "the loop. What the host has to know can come one step late, by an asynchronous copy into pinned memory and an "
-    "event.",
+    "Keep the values on the device and read them all at once after the loop, or leave the decision there (torch.where) "
+    "if that takes no more launches than the question. What the host has to know can come one step late, by an "
+    "asynchronous copy into pinned memory and an event.",
     "y = torch.where(norm > limit, y * (limit / norm), y)  # instead of: if norm.item() > limit\n"
     "losses.append(loss.detach())                          # read torch.stack(losses).tolist() once",
 )
@@ -99,7 +100,8 @@ def _kinds(subject: Subject, syncs: IntArray) -> list[str]:
         elif chain[0] == _READ:
             kinds.append(".item()")
         elif any(op in ("aten::nonzero", "aten::masked_select", "aten::_unique2") for op in chain):
-            kinds.append("boolean indexing" if "aten::index" in chain or "aten::index_put_" in chain else "nonzero")
+            indexed = "aten::nonzero" in chain and ("aten::index" in chain or "aten::index_put_" in chain)
+            kinds.append(_BOOLEAN if indexed else "nonzero")
         else:
             kinds.append(chain[0])
     return kinds
@@ -111,7 +113,7 @@ def _finding(subject: Subject, group: Group, rows: IntArray, *, at_end: bool) ->
     count = len(rows) / subject.units
     explicit = subject.op(rows[:1])[0] < 0
     item = group.name == ".item()"
-    sizes = group.name in ("boolean indexing", "nonzero")
+    sizes = group.name in (_BOOLEAN, "nonzero")
     mend = _ITEM if item else _SIZES if sizes else _EXPLICIT if explicit else _COPY
     where = "at the end of a step, one by one" if at_end else "with work still to launch in the step"
     what = f"{plural_of(count, 'wait')} for the device by {group.name}, {where}: {amount(wait, 'sync_wait_ns')} waited"
@@ -120,6 +122,11 @@ def _finding(subject: Subject, group: Group, rows: IntArray, *, at_end: bool) ->
         cuts = [*subject.loop_cuts(rows), *(() if at_end else cuts)]
         device = subject.with_op_of(rows)
         how = "replayed without the reads" if not at_end else "replayed with the first read alone"
+    elif group.name == _BOOLEAN:
+        searches = subject.around(rows, "aten::nonzero")
+        cuts = list(zip(subject.events.start[searches].tolist(), subject.events.end[searches].tolist(), strict=True))
+        device = subject.inside("aten::nonzero", searches)
+        how = "replayed without the search for true elements, of whose indexing an op with the mask takes the place"
     else:
         cuts, device, how = subject.times(rows), rows[:0], "replayed without the waits"
     return Finding(
