@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tracetool.breakdown import Breakdown
     from tracetool.differ import TraceDiff
+    from tracetool.findings.linting import Lint
 
 _MOST_EVENTS_FOR_HTA = 300_000
 
@@ -36,13 +37,16 @@ def check_report(target: Path | None, other: Path | None, *, force: bool) -> Non
 
     Raises:
         OutputError: the file cannot be written.
-        SettingError: it is also where the result itself goes, or what makes pages is not installed.
+        SettingError: it is also where the result itself goes, what makes pages is not installed, or the project's
+            settings of findings are wrong.
     """
     if target is None:
         return
+    from tracetool.findings.settings import nearest_settings
     from tracetool.render.report import check_installed
 
     check_installed()
+    nearest_settings(Path.cwd())
     check_target(target, force=force)
     if other is not None and target.resolve() == other.resolve():
         raise SettingError(f"{target} is named by --html and by -o: the page and the result need a file each")
@@ -61,10 +65,24 @@ def write_report(found: TraceDiff, target: Path, command: Sequence[str], notes: 
     from tracetool.render.words import to_type
 
     breakdowns, why_not = _breakdowns(found)
-    extras = Extras(command=to_type(command), notes=notes, breakdowns=breakdowns, no_breakdown=why_not)
+    extras = Extras(
+        command=to_type(command), notes=notes, lints=_lints(found), breakdowns=breakdowns, no_breakdown=why_not
+    )
     write(report(found, extras), target)
     if sys.stderr is not None and sys.stderr.isatty():
         click.echo(harmless(f"report: {target}"), err=True)
+
+
+def _lints(found: TraceDiff) -> list[Lint]:
+    """What rules find in each trace, by the settings of the project; the sides of a page are no ranks of one run."""
+    from tracetool.findings.linting import lint
+    from tracetool.findings.registry import chosen
+    from tracetool.findings.settings import nearest_settings
+
+    settings = nearest_settings(Path.cwd())
+    summaries = [side.summary for side in found.sides]
+    rules = [rule for rule in chosen(settings.select, settings.ignore) if rule.find is not None]
+    return lint(summaries, rules, settings.threshold, settings.suppressions)
 
 
 def _breakdowns(found: TraceDiff) -> tuple[list[Breakdown], str]:

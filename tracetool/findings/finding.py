@@ -20,10 +20,12 @@ class Mend:
     """What would mend a finding.
 
     Attributes:
+        of: which of a rule's findings it mends; empty for all.
         text: two sentences at most.
         code: a few lines that show it.
     """
 
+    of: str
     text: str
     code: str
 
@@ -107,7 +109,8 @@ class Rule:
         name: in the field's terms.
         looks_for: what it looks for, one sentence.
         why: why that costs, one sentence.
-        mend: what mends it.
+        estimate: how the cost is estimated.
+        mends: what mends its findings.
         find: gives its findings in one trace; the words of why it cannot judge, where it cannot.
         find_among: the same in several traces together, for a rule that compares them.
         needs_device: whether it judges from device work, and can say nothing of a trace without any.
@@ -117,7 +120,8 @@ class Rule:
     name: str
     looks_for: str
     why: str
-    mend: Mend
+    estimate: str
+    mends: tuple[Mend, ...]
     find: Callable[[Subject], Iterable[Finding] | str] | None = None
     find_among: Callable[[list[Subject]], Iterable[Finding] | str] | None = None
     needs_device: bool = True

@@ -253,7 +253,7 @@ def _finding(one: Finding) -> dict[str, Any]:
 
 
 def _mend(one: Mend) -> dict[str, str]:
-    return {"text": one.text, "code": one.code}
+    return {"of": one.of, "text": one.text, "code": one.code}
 
 
 def rules(chosen: Sequence[Rule]) -> str:
@@ -267,7 +267,8 @@ def rules(chosen: Sequence[Rule]) -> str:
                     "name": rule.name,
                     "looks_for": rule.looks_for,
                     "why": rule.why,
-                    "mend": _mend(rule.mend),
+                    "estimate": rule.estimate,
+                    "mends": [_mend(one) for one in rule.mends],
                     "docs": rule.anchor,
                 }
                 for rule in chosen

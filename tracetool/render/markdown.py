@@ -212,8 +212,11 @@ def rules(chosen: Sequence[Rule]) -> str:
     """Rules explained, with how to mend what they find."""
     lines = []
     for rule in chosen:
-        lines += [f"## {_rule(rule)}", "", f"{plain(rule.looks_for)} {plain(rule.why)}", "", plain(rule.mend.text), ""]
-        lines += ["```python", *rule.mend.code.splitlines(), "```", ""]
+        lines += [f"## {_rule(rule)}", "", plain(rule.looks_for), "", f"*Why it costs.* {plain(rule.why)}", ""]
+        lines += [f"*The cost.* {plain(rule.estimate)}", ""]
+        for mend in rule.mends:
+            of = f" ({plain(mend.of)})" if mend.of else ""
+            lines += [f"*Mend{of}.* {plain(mend.text)}", "", "```python", *mend.code.splitlines(), "```", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

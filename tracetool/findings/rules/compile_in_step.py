@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tracetool.findings.subject import Group, Subject
 
 _RECOMPILE = Mend(
+    "a kernel compiled again",
     "Name the arguments that change in do_not_specialize, and annotate those that can pass 2**31 as int64: then one "
     "kernel serves every value. What torch.compile compiles anew takes dynamic=True or mark_dynamic for the dimension "
     "that varies.",
@@ -26,11 +27,13 @@ _RECOMPILE = Mend(
     "def kernel(x_ptr, num_tokens, stride_t, BLOCK: tl.constexpr): ...",
 )
 _WARM = Mend(
+    "the first use of a kernel in a later step",
     "Run every kernel once with every kind of argument before the loop, as a warm-up of the server does, so that no "
     "request pays for it. Triton's cache on disk then makes it short in the next process.",
     "for batch_size in warm_sizes:\n    model(example(batch_size))\ntorch.cuda.synchronize()",
 )
 _TUNE = Mend(
+    "an autotuner that runs",
     "Tune once, before the loop, and key the tuner by what the best launch depends on, in classes: a number that "
     "changes in each step makes a key of its own each time. Or write the parameters that it chose into the launch.",
     "@triton.autotune(configs, key=['HEAD_DIM', 'tokens_class'])\n"
@@ -144,8 +147,14 @@ RULE = Rule(
     "compile-in-step",
     "Kernels compiled, or loaded from the compile cache, and autotuners that run, after the first step or for a kernel "
     "that was compiled in the window already; with the arguments in which the keys differ.",
-    "A step that meets a new key stands still for the compile, 25 ms to seconds, while the device idles.",
-    _RECOMPILE,
+    "A step that meets a new key stands still for the compile, tens of milliseconds to seconds, while the device "
+    "idles.",
+    "From each compile to the launch after it, or the time of each tuning run, over all steps of the trace.",
+    (
+        _RECOMPILE,
+        _WARM,
+        _TUNE,
+    ),
     _find,
     needs_device=False,
 )

@@ -25,12 +25,14 @@ _CALL = re.compile(
 _FEWEST = 4
 
 _KEEP = Mend(
+    "memory from the driver",
     "Leave memory to PyTorch's allocator, which keeps what is freed: no torch.cuda.empty_cache() in the loop, and "
     "pinned buffers made once. Where it gives memory back because sizes vary, expandable segments or buffers of the "
     "largest size help.",
     "buffer = torch.empty(largest, device='cuda')  # once\nPYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
 )
 _CLEAR = Mend(
+    "buffers cleared one by one",
     "Clear them in one go: make them views of one buffer, or use torch._foreach_zero_. What is overwritten whole need "
     "not be cleared at all (torch.empty, zero_grad(set_to_none=True)).",
     "whole = torch.empty(total, device='cuda')\n"
@@ -106,7 +108,11 @@ RULE = Rule(
     "device-malloc",
     "Calls that take device or pinned memory from the driver or give it back (cudaMalloc, cudaFree, cudaHostAlloc) in "
     "most steps after the first; and 4 buffers and more cleared one by one, by zero_, in each step.",
-    "cudaFree and cudaMalloc wait for the device and take up to milliseconds; a clear costs an op and a launch.",
-    _KEEP,
+    "cudaFree and cudaMalloc wait for the device and take up to a millisecond; a clear costs an op and a launch.",
+    "Replayed without these calls; of buffers, with the first clear alone.",
+    (
+        _KEEP,
+        _CLEAR,
+    ),
     _find,
 )

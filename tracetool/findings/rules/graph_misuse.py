@@ -23,6 +23,7 @@ _FEWEST_LAUNCHES = 10
 _OF_A_CAPTURE = 4
 
 _ONCE = Mend(
+    "a graph captured in each step",
     "Capture once for each shape, before the loop, and keep the graphs; new inputs are copied into the buffers that "
     "were captured. Pad sizes up to a few, so that there is a graph for each.",
     "graphs = {size: captured(model, size) for size in (1, 2, 4, 8, 16)}  # once\n"
@@ -30,11 +31,13 @@ _ONCE = Mend(
     "graphs[next(size for size in graphs if size >= n)].replay()",
 )
 _JOIN = Mend(
+    "many small graphs",
     "Capture what follows each other as one graph: one launch then takes the place of all, and nothing of the host "
     "stands between them. A read, a copy from pageable memory or Python that decides has to move out of the way first.",
     "with torch.cuda.graph(graph):\n    for layer in layers:\n        x = layer(x)",
 )
 _INSIDE = Mend(
+    "launches beside a graph",
     "Take what is launched beside the graph into it, sampling and the building of inputs among it. It needs its inputs "
     "in buffers that stay, and no step that waits for the device.",
     "with torch.cuda.graph(graph):\n"
@@ -173,6 +176,12 @@ RULE = Rule(
     "CUDA graphs that are captured in most steps after the first; 4 graph launches a step and more of at most 10 "
     "kernels each in one range; 10 launches a step and more, in one range, beside a graph.",
     "A capture runs everything through Python and instantiates anew; a graph saves only the launches that are in it.",
-    _ONCE,
+    "Replayed without the time of each capture until the graph can be launched; without the CPU time between small "
+    "graphs; without that of the ops beside a graph.",
+    (
+        _ONCE,
+        _JOIN,
+        _INSIDE,
+    ),
     _find,
 )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _LEAST_SHARE = 0.02
 
 _MEND = Mend(
+    "",
     "Prepare the next step's input while the device works on this one: DataLoader with num_workers > 0, pin_memory and "
     "persistent_workers, or a thread with a queue. What is prepared from the step before can stay on the device "
     "instead.",
@@ -75,6 +76,7 @@ RULE = Rule(
     "A range without device work before a step's first launch, in most steps, during which the device idles for 2 % of "
     "the step and more.",
     "Nothing runs on the device until the input is there, and the host could have made it while the step before ran.",
-    _MEND,
+    "Replayed without the time of the range before the first launch of each step, as if it were prepared meanwhile.",
+    (_MEND,),
     _find,
 )

@@ -22,6 +22,7 @@ _MOST_OF = 0.8
 _GRAPH_LAUNCHES = 4
 
 _MEND = Mend(
+    "",
     "Capture the range as a CUDA graph and replay it, with its inputs in buffers that stay: one launch takes the place "
     "of all. Where shapes change, one graph for each size (padded up) does; torch.compile(mode='reduce-overhead') "
     "makes them.",
@@ -115,6 +116,7 @@ RULE = Rule(
     "A range with 10 launches a step and more in which the device idles for more than half of the time from the first "
     "launch to the last.",
     "The device waits for the next launch: Python, the ops and the launch calls take longer than the kernels.",
-    _MEND,
+    "Replayed with one launch, of four times the time of one here, in the place of all.",
+    (_MEND,),
     _find,
 )

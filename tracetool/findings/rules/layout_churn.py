@@ -21,11 +21,13 @@ _LAYOUT = ("aten::contiguous", "aten::reshape", "aten::clone")
 _DTYPE = ("aten::_to_copy",)
 
 _KEEP_LAYOUT = Mend(
+    "changes of layout",
     "Keep the tensor in the layout that its readers need, and change it once, where it is made. Products take "
     "transposed operands as they are, and channels_last is chosen for model and input once.",
     "keys = keys.transpose(1, 2).contiguous()  # once, before the layers\nfor layer in layers:\n    out = layer(keys)",
 )
 _CAST_ONCE = Mend(
+    "changes of dtype",
     "Cast once, before the loop, and keep the result: weights that are used in bf16 are stored in bf16 (a master copy "
     "stays in the optimizer). Inside torch.autocast, casts of weights are kept for one forward pass only.",
     "model = model.to(torch.bfloat16)  # once; not weight.to(torch.bfloat16) in forward",
@@ -86,6 +88,10 @@ RULE = Rule(
     "clone) or dtype (to).",
     "Each reads and writes the whole tensor, and costs two or three ops and a launch, to give what was there before or "
     "could have been.",
-    _KEEP_LAYOUT,
+    "Replayed without these ops and their kernels.",
+    (
+        _KEEP_LAYOUT,
+        _CAST_ONCE,
+    ),
     _find,
 )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tracetool.findings.subject import Group, Subject
 
 _PINNED = Mend(
+    "pageable memory",
     "Keep the host side in pinned memory that is made once and copy with non_blocking=True: the copy is then one "
     "asynchronous transfer. Rotate two buffers, or wait for an event, before the host writes to one again.",
     "staging = torch.empty(shape, dtype=dtype, pin_memory=True)  # once\n"
@@ -25,6 +26,7 @@ _PINNED = Mend(
     "on_device.copy_(staging, non_blocking=True)",
 )
 _DENSE = Mend(
+    "a slice that is not dense",
     "Lay the pinned buffer out so that the part that is sent is dense on both sides and of the same dtype: PyTorch "
     "copies anything else through a pageable temporary and a kernel, whatever non_blocking says. With the dimension "
     "that varies first, its slice is dense.",
@@ -120,6 +122,11 @@ RULE = Rule(
     "pinned memory, but go through a pageable temporary and a kernel because the slice is not dense.",
     "The driver first copies the bytes to memory of its own, on the thread that launches, and a blocking copy then "
     "waits for the device.",
-    _PINNED,
+    "Replayed without the waits after the copies and with calls that only start them; of a slice that is not dense, "
+    "with the bare copy in the place of the op.",
+    (
+        _PINNED,
+        _DENSE,
+    ),
     _find,
 )

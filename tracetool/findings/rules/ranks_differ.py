@@ -23,6 +23,7 @@ _COMPARED = ("syncs", "h2d_copies", "d2h_copies", "d2d_copies", "kernel_launches
 _MOST_DIFFERING = 0.5
 
 _MEND = Mend(
+    "",
     "Do the work on every rank or on none, or leave it out of the step: the others wait in the next collective for the "
     "one that does more. Logging and checks on one rank can read values that were copied without a wait.",
     "if rank == 0 and step % 100 == 0:  # not in each step\n    log(loss.item())",
@@ -112,7 +113,8 @@ RULE = Rule(
     "A range in which one rank's launches, copies, syncs or collectives a step are not those of most ranks, where "
     "traces of several are given that do the same in most of their ranges.",
     "All ranks wait in the next collective for the slowest, so what one does more costs every one of them.",
-    _MEND,
+    "None: what the other ranks wait for one is not in its trace.",
+    (_MEND,),
     find_among=_find,
     needs_device=False,
 )

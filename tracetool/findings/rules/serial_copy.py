@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _LEAST_NS = 20_000
 
 _MEND = Mend(
+    "",
     "Copy on a stream of its own, a step ahead, into a second buffer; the computing stream waits for the copy's event "
     "before it uses it. Pinned memory is needed, or the copy does not overlap.",
     "with torch.cuda.stream(copying):\n"
@@ -76,6 +77,7 @@ RULE = Rule(
     "Pinned copies of 20 us and more, between host and device, on a stream that also runs kernels, while nothing else "
     "runs on the device.",
     "The copy engines work beside the kernels only from another stream: on the same one each waits for the other.",
-    _MEND,
+    "Replayed with the copies beside the kernels, and at most the time of the kernels there are to hide them behind.",
+    (_MEND,),
     _find,
 )

@@ -22,6 +22,7 @@ _SEVERAL = 3
 _READY_NS = 10_000
 
 _ITEM = Mend(
+    ".item()",
     "Keep the values on the device and read them all at once after the loop, or leave the decision there (torch.where) "
     "if that takes no more launches than the question. What the host has to know can come one step late, by an "
     "asynchronous copy into pinned memory and an event.",
@@ -29,17 +30,20 @@ _ITEM = Mend(
     "losses.append(loss.detach())                          # read torch.stack(losses).tolist() once",
 )
 _SIZES = Mend(
+    "nonzero and boolean indexing",
     "Work with the mask and not with the indices of its true elements, whose number the host must wait for: multiply "
     "by it, or use torch.where or masked_fill. Where the number is known beforehand, give it (torch.nonzero_static).",
     "total = (values * mask).sum()  # instead of: values[mask].sum()\n"
     "values = values.masked_fill(~mask, 0)  # instead of: values[~mask] = 0",
 )
 _EXPLICIT = Mend(
+    "explicit synchronisation",
     "Leave the wait out: work on one stream runs in order, and between streams an event makes the device wait and not "
     "the host. Time with events, and read them at the end.",
     "event = stream.record_event()\ntorch.cuda.current_stream().wait_event(event)  # instead of: stream.synchronize()",
 )
 _COPY = Mend(
+    "blocking copies",
     "Copy into or from pinned memory with non_blocking=True, and wait for an event where the values are needed, after "
     "more work has been launched. A blocking copy waits for all that was launched before it.",
     "host.copy_(on_device, non_blocking=True)  # host: pinned\n"
@@ -153,6 +157,13 @@ RULE = Rule(
     "Calls on which the CPU waits for the device while there is more of the step to launch: .item(), nonzero and "
     "boolean indexing, blocking copies, explicit synchronisation; and several reads one by one at a step's end.",
     "The device runs dry while the host launches what comes next, and the host stands still while the device works.",
-    _ITEM,
+    "Replayed without the waits; without the whole reads of .item(), and without the search for true elements of "
+    "boolean indexing. What the mend adds is not known.",
+    (
+        _ITEM,
+        _SIZES,
+        _EXPLICIT,
+        _COPY,
+    ),
     _find,
 )

@@ -26,6 +26,7 @@ _FEWEST = 5
 _TINY_NS = 10_000
 
 _MEND = Mend(
+    "",
     "Fuse the run into one kernel: torch.compile does it for what stands in one function, a Triton kernel for what "
     "needs indices of its own. Often there is one op for the formula already (F.gelu, torch.addcmul, "
     "torch._foreach_*).",
@@ -100,6 +101,7 @@ RULE = Rule(
     "Three and more launches in a row, in one call of a range, of elementwise or indexing kernels of ATen that take at "
     "most 10 us each; five such kernels a step and more.",
     "Each costs an op, a launch and a pass over memory, where one kernel would do all of it in registers.",
-    _MEND,
+    "Replayed with the first kernel of each run in the place of the run.",
+    (_MEND,),
     _find,
 )

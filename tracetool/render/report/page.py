@@ -16,6 +16,7 @@ from tracetool.environment import as_captured
 from tracetool.metrics import METRICS, Unit
 from tracetool.render import words
 from tracetool.render.report import check_installed, figures
+from tracetool.render.report.faults import faults
 from tracetool.render.report.tree import tree
 from tracetool.render.speed import interval_words, speed_word, speed_words
 from tracetool.render.verdict import changes_of, summary_verdict
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from tracetool.breakdown import Breakdown
     from tracetool.by_name import Named
     from tracetool.differ import Contribution, DiffRow, Side
+    from tracetool.findings.linting import Lint
     from tracetool.unprofiled import Times
 
 BUNDLE = "plotly-basic-4.1.1.min.js.gz"
@@ -85,12 +87,14 @@ class Extras:
         breakdowns: HTA's tables of each trace, as `tracetool.breakdown` gives them.
         no_breakdown: Why there are none.
         notes: Sentences for the top: variants that failed, results that differ.
+        lints: What rules find in each side; none where they were not asked.
     """
 
     command: str = ""
     breakdowns: Sequence[Breakdown] = ()
     no_breakdown: str = ""
     notes: Sequence[str] = field(default=())
+    lints: Sequence[Lint] = ()
 
 
 def report(found: TraceDiff, extras: Extras | None = None) -> str:
@@ -191,7 +195,8 @@ def _context(found: TraceDiff, extras: Extras) -> tuple[dict[str, Any], dict[str
         "breakdowns": [_breakdown(one) for one in extras.breakdowns],
         "no_breakdown": extras.no_breakdown,
         "command": extras.command,
-        "findings": _findings(sides),
+        "against": _against(sides),
+        "faults": faults(extras.lints) if extras.lints else None,
         "health": _worst([side.summary.health.verdict for side in sides]),
         "plural": words.plural,
     }
@@ -202,7 +207,7 @@ def _variants_in_words(labels: Sequence[str]) -> str:
     return ", ".join(labels[1:]) if len(labels) <= _MOST_IN_TITLE else words.plural(len(labels) - 1, "variant")
 
 
-def _findings(sides: Sequence[Side]) -> list[dict[str, Any]]:
+def _against(sides: Sequence[Side]) -> list[dict[str, Any]]:
     """What stands against the traces, each sentence once with the sides that it is about."""
     about: dict[tuple[str, str], list[int]] = {}
     for number, side in enumerate(sides):
