@@ -15,7 +15,7 @@ from tracetool.metrics import METRICS
 from .small import Small, healthy
 from .traces import GRAPH, PAGEABLE, PINNED, ROOT, invoke
 
-KINDS = ("summary", "diff", "compare", "health", "metrics", "check", "ranks", "ranks_diff")
+KINDS = ("summary", "diff", "compare", "health", "metrics", "check", "ranks", "ranks_diff", "lint", "rules")
 OPS = 'op_calls["aten::copy_"]'
 
 
@@ -29,7 +29,7 @@ def validate(kind, value):
 
 def output(*arguments):
     done = invoke(*arguments, "--format", "json")
-    assert done.exit_code in (0, 2), done.output
+    assert done.exit_code in (0, 1, 2), done.output
     return json.loads(done.stdout)
 
 
@@ -97,6 +97,45 @@ def test_diffs_of_three_real_traces(options):
 def test_health_and_metrics():
     validate("health", output("health", PAGEABLE))
     validate("metrics", output("metrics"))
+
+
+def test_findings_and_rules(tmp_path, monkeypatch):
+    validate("rules", output("rules"))
+    found = output("lint", PAGEABLE, PINNED, GRAPH)
+    validate("lint", found)
+    assert all(one["findings"] for one in found["traces"])
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.tracetool.lint]\nsuppress = [{ rule = 'TT05', reason = 'graphs come later' }]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = output("lint", PAGEABLE)
+    validate("lint", found)
+    [known] = found["traces"][0]["suppressed"]
+    assert (known["rule"], known["reason"]) == ("TT05", "graphs come later")
+    for name, path in oddities(tmp_path).items():
+        found = output("lint", path)
+        validate("lint", found)
+        assert bool(found["traces"][0]["unjudged"]), name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v.update(traces=[]),
+        lambda v: v["traces"][0].update(unit="call"),
+        lambda v: v["traces"][0]["findings"][0].update(rule="X1"),
+        lambda v: v["traces"][0]["findings"][0].pop("mend"),
+        lambda v: v["traces"][0]["findings"][0].update(reason="none"),
+        lambda v: v["traces"][0]["findings"][0]["counts"].update(kernel_launchs=1),
+        lambda v: v["traces"][0]["findings"][0]["cost"].update(ns="1 us"),
+        lambda v: v["traces"][0]["findings"][0].update(same_work_as="above"),
+    ],
+)
+def test_the_lint_schema_refuses_what_is_wrong(change):
+    value = output("lint", PAGEABLE)
+    change(value)
+    with pytest.raises(jsonschema.ValidationError):
+        validate("lint", value)
 
 
 def oddities(tmp_path):
