@@ -36,8 +36,8 @@ _TUNE = Mend(
     "an autotuner that runs",
     "Tune once, before the loop, and key the tuner by what the best launch depends on, in classes: a number that "
     "changes in each step makes a key of its own each time. Or write the parameters that it chose into the launch.",
-    "@triton.autotune(configs, key=['HEAD_DIM', 'tokens_class'])\n"
-    "kernel[grid](..., num_tokens, tokens_class=triton.next_power_of_2(num_tokens))",
+    'tuned = triton.autotune(configs, key=["HEAD_DIM", "tokens_class"])(kernel)\n'
+    "tuned[grid](..., num_tokens, tokens_class=triton.next_power_of_2(num_tokens))",
 )
 _FEWEST_STEPS = 2
 

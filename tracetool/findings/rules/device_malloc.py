@@ -29,15 +29,14 @@ _KEEP = Mend(
     "Leave memory to PyTorch's allocator, which keeps what is freed: no torch.cuda.empty_cache() in the loop, and "
     "pinned buffers made once. Where it gives memory back because sizes vary, expandable segments or buffers of the "
     "largest size help.",
-    "buffer = torch.empty(largest, device='cuda')  # once\nPYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
+    'os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # before torch is imported\n'
+    'buffer = torch.empty(largest, device="cuda")  # once',
 )
 _CLEAR = Mend(
     "buffers cleared one by one",
     "Clear them in one go: make them views of one buffer, or use torch._foreach_zero_. What is overwritten whole need "
     "not be cleared at all (torch.empty, zero_grad(set_to_none=True)).",
-    "whole = torch.empty(total, device='cuda')\n"
-    "parts = whole.split(sizes)  # once\n"
-    "whole.zero_()               # each step",
+    'whole = torch.empty(total, device="cuda")\nparts = whole.split(sizes)  # once\nwhole.zero_()  # each step',
 )
 
 

@@ -25,7 +25,7 @@ _MEND = Mend(
     "instead.",
     "loader = DataLoader(data, batch_size, num_workers=4, pin_memory=True, persistent_workers=True)\n"
     "for batch in loader:\n"
-    "    model(batch.to('cuda', non_blocking=True))",
+    '    model(batch.to("cuda", non_blocking=True))',
 )
 
 

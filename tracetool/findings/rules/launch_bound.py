@@ -29,7 +29,8 @@ _MEND = Mend(
     "graph = torch.cuda.CUDAGraph()\n"
     "with torch.cuda.graph(graph):  # after a warm-up on a side stream\n"
     "    static_out = model(static_in)\n"
-    "static_in.copy_(x); graph.replay()",
+    "static_in.copy_(x)\n"
+    "graph.replay()",
 )
 
 

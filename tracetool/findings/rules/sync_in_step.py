@@ -27,7 +27,7 @@ _ITEM = Mend(
     "if that takes no more launches than the question. What the host has to know can come one step late, by an "
     "asynchronous copy into pinned memory and an event.",
     "y = torch.where(norm > limit, y * (limit / norm), y)  # instead of: if norm.item() > limit\n"
-    "losses.append(loss.detach())                          # read torch.stack(losses).tolist() once",
+    "losses.append(loss.detach())  # read torch.stack(losses).tolist() once",
 )
 _SIZES = Mend(
     "nonzero and boolean indexing",
