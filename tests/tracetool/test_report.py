@@ -144,6 +144,49 @@ def test_figures_have_the_numbers_of_the_json(chromium, page_of_two):
     assert dict(timeline)[Kind.H2D_PINNED] == 2
 
 
+def test_findings_are_there_once_with_what_each_side_has_of_them(chromium, page_of_two):
+    found = json.loads(invoke("lint", PAGEABLE, PINNED, "--format", "json").stdout)["traces"]
+    wanted = {}
+    for number, trace in enumerate(found):
+        for one in trace["findings"]:
+            card = wanted.setdefault((one["rule"], "/".join(one["range"][1:])), {"costs": ["not found"] * 2, **one})
+            card["costs"][number] = amounts_of(one, trace)
+    with opened(chromium, page_of_two) as page:
+        shown = page.run(
+            "[...document.querySelectorAll('.fault')].map(one => ({rule: one.querySelector('.rule b').textContent,"
+            "where: one.querySelector('summary code').textContent,"
+            "costs: [...one.querySelectorAll('.cost')].map(cost => cost.textContent),"
+            "text: one.textContent, code: one.querySelector('pre').textContent, open: one.open}))"
+        )
+        lead = page.run("document.querySelector('#findings .lead').textContent")
+    assert {(one["rule"], one["where"]): one["costs"] for one in shown} == {
+        key: card["costs"] for key, card in wanted.items()
+    }
+    for one in shown:
+        card = wanted[one["rule"], one["where"]]
+        assert card["mend"]["text"] in one["text"]
+        assert one["code"] == card["mend"]["code"]
+        assert card["what"] in one["text"]
+    assert [one["open"] for one in shown] == [True, False, False, False]
+    assert lead.startswith("5 findings in 2 traces; costs of several do not add up. Costs are estimated")
+
+
+def amounts_of(finding, trace):
+    share = finding["cost"]["ns"] / trace["step_ns"]
+    return f"{words.number(finding['cost']['ns'], Unit.NS)} a step, {share:.0%} of it"
+
+
+def test_what_the_project_suppresses_is_on_the_page_with_the_reason(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.tracetool.lint]\nsuppress = [{ rule = 'TT05', reason = 'graphs <later>' }]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert invoke("report", PAGEABLE, "-o", tmp_path / "page.html").exit_code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "Suppressed: TT05 launch-bound in train_step, 1.56 ms a step, 71% of it: graphs &lt;later&gt;" in page
+    assert "TT04 cannot judge" in page
+
+
 def test_sorting_filtering_and_switches(chromium, page_of_two):
     names = "[...document.querySelectorAll('#tree tbody th')].map(one => one.title.split('\\n')[0])"
     with opened(chromium, page_of_two) as page:
