@@ -258,13 +258,13 @@ class Subject:
     def followed_by(self, rows: IntArray, name: str) -> BoolArray:
         """After which pieces of work the next op of the thread, once the outermost around it has ended, has a name."""
         found = np.zeros(len(rows), dtype=np.bool_)
-        for place, row in enumerate(rows.tolist()):
-            op = self.outermost(row)
-            if op < 0:
-                continue
-            ops = self._ops_by_time[int(self.events.thread[op])]
-            after = int(np.searchsorted(self.events.start[ops], self.events.end[op], "left"))
-            found[place] = after < len(ops) and self.events.names[self.events.name[ops[after]]] == name
+        outermost = np.array([self.outermost(row) for row in rows.tolist()], dtype=np.int64)
+        named = apis.named(self.events.names, lambda one: one == name)
+        for thread, ops in self._ops_by_time.items():
+            mine = np.flatnonzero((outermost >= 0) & (self.events.thread[outermost] == thread))
+            after = np.searchsorted(self.events.start[ops], self.events.end[outermost[mine]], "left")
+            mine, after = mine[after < len(ops)], after[after < len(ops)]
+            found[mine] = named[self.events.name[ops[after]]]
         return found
 
     def with_op_of(self, rows: IntArray) -> IntArray:

@@ -29,7 +29,7 @@ _LATE = 1.5
 _SYNC_NS = 2_000
 """What a call that waits takes at least, when there is nothing to wait for."""
 
-_MOST_PIECES = 200_000
+_MOST_PIECES = 50_000
 """More device work than this is not replayed: later steps are as the earlier ones."""
 
 
