@@ -154,6 +154,13 @@ class Subject:
 
         return self.steady(self.named(self.work.of(Category.MEMCPY), fits))
 
+    @cached_property
+    def untold_memory(self) -> str:
+        """Why nothing can be said of pageable and pinned memory, where the trace does not tell them apart."""
+        copies = np.concatenate([self.copies("h2d"), self.copies("d2h")])
+        kinds = {apis.copy_kind(name).memory for name in set(self.raw_name(copies))}
+        return "the trace does not tell pageable from pinned memory" if kinds == {""} else ""
+
     def amounts(self, metric: str) -> IntArray:
         """What a metric counts, in steps."""
         return self.steady(self.summary.tally.amounts_of(metric).rows)

@@ -96,6 +96,17 @@ def test_a_copy_of_a_slice_that_waits_was_not_asked_not_to_block(tmp_path):
     assert "pin_memory=True" in one.mend.code
 
 
+@pytest.mark.parametrize("rule", ["TT01", "TT09"])
+def test_memory_of_a_kind_that_is_not_told(tmp_path, rule):
+    def step(trace):
+        trace.copy(memory="Host", op="aten::copy_")
+        works(trace)
+
+    told = lint([traced(step).summary(tmp_path / "t.json")], [RULES[rule]], Threshold(ns=0))[0]
+    assert told.findings == ()
+    assert [one.why for one in told.unjudged] == ["the trace does not tell pageable from pinned memory"]
+
+
 # TT02 -----------------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +327,28 @@ def test_a_set_up_that_runs_once_is_not_launch_bound(found):
     assert len(found("TT05", trace)) == 1
 
 
+def test_a_pause_between_launches_is_none_of_them(found):
+    def step(trace):
+        with trace.range("forward"):
+            for _ in range(2):
+                for _ in range(6):
+                    trace.kernel("gemm", op="aten::mm", us=4, device_us=1)
+                trace.now += 5000  # a file is read
+
+    # Twice from the first launch of six to the end of the last, 34 us, less four launches of 4 us; after the last
+    # step the device still has 1 us to do.
+    [(path, _, cost)] = found("TT05", traced(step))
+    assert (path, cost) == ("forward", pytest.approx(36, abs=2))
+
+    def rests(trace):
+        with trace.range("forward"):
+            for _ in range(12):
+                trace.kernel("gemm", op="aten::mm", us=4, device_us=1)
+                trace.now += 5000
+
+    assert found("TT05", traced(rests)) == []
+
+
 def test_a_busy_device_is_not_launch_bound(found):
     assert found("TT05", traced(lambda trace: launches(trace, 6))) == []
 
@@ -409,6 +442,17 @@ def test_the_same_cast_over_and_over(found):
 def test_the_same_change_of_layout_over_and_over(found):
     [(path, counts, _)] = found("TT08", traced(lambda trace: casts(trace, 4, "aten::contiguous")))
     assert (path, counts["kernel_launches"]) == ("layer", 4)
+
+
+def test_what_another_op_changes_for_itself(found):
+    def step(trace):
+        for _ in range(5):
+            with trace.range("layer"), trace.op("aten::linear"):
+                with trace.op("aten::to"), trace.op("aten::_to_copy"):
+                    trace.kernel("void at::native::elementwise_kernel<direct_copy>", op="aten::copy_", us=3)
+                trace.kernel("gemm", op="aten::addmm")
+
+    assert found("TT08", traced(step)) == []
 
 
 def test_a_few_casts_or_other_copies(found):
@@ -516,6 +560,15 @@ def test_the_device_waits_for_the_input(found):
         works(trace)
 
     assert found("TT11", traced(step)) == [("load_batch", {"cpu_ns": 101_000}, 101)]
+
+
+def test_an_optimizer_that_clears_its_gradients_prepares_no_input(found):
+    def step(trace):
+        with trace.range("Optimizer.zero_grad#SGD.zero_grad", idle=100):
+            pass
+        works(trace)
+
+    assert found("TT11", traced(step)) == []
 
 
 def test_a_host_that_prepares_while_the_device_works(found):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tracetool.findings.subject import Subject
 
 _LEAST_SHARE = 0.02
+_OPTIMIZER = "Optimizer."
+"""What `torch.optim` names its ranges: zero_grad at the beginning of a step prepares no input."""
 
 _MEND = Mend(
     "",
@@ -40,7 +42,7 @@ def _found(subject: Subject) -> Iterator[Finding]:
     work = np.stack([summary.total(name) for name in ("kernels", "copies", "memsets")]).sum(axis=0)
     for row in range(summary.outside_row):
         outermost = summary.parent(row) < 0 or work[summary.parent(row)]
-        if work[row] or not outermost or summary.ambiguous[row]:
+        if work[row] or not outermost or summary.ambiguous[row] or summary.paths[row][-1].startswith(_OPTIMIZER):
             continue
         spans = [span for span in subject.runs(row) if subject.begins_step(*span)]
         if len(spans) * 2 <= summary.step_count:
@@ -48,7 +50,7 @@ def _found(subject: Subject) -> Iterator[Finding]:
         device = subject.steady(subject.work.of(*DEVICE_WORK))
         time = sum(end - start for start, end in spans)
         idle = (time - subject.busy_between(spans, device)) / subject.units
-        if idle < _LEAST_SHARE * subject.step_ns:
+        if not subject.step_ns or idle <= 0 or idle < _LEAST_SHARE * subject.step_ns:
             continue
         share = idle / subject.step_ns
         yield Finding(

@@ -14,12 +14,15 @@ from tracetool.findings.wording import amount, plural_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tracetool.events import IntArray
     from tracetool.findings.subject import Subject
 
 _FEWEST = 10
 _IDLE = 0.5
 _MOST_OF = 0.8
 _GRAPH_LAUNCHES = 4
+_PAUSE_NS = 1_000_000
+"""Without a launch for this long the CPU does something else, or waits: no graph would save that."""
 
 _MEND = Mend(
     "",
@@ -69,19 +72,13 @@ def _judge(subject: Subject, row: int) -> Iterator[Finding]:
     launches = launches[inside[launches]]
     if not len(launches):
         return
-    spans = subject.runs(row)
     of = work.event[launches]
     start, end = events.start[of], events.end[of]
-    cuts, wall = [], 0
     launch = float(np.median(end - start))
-    for begin, stop in spans:
-        mine = (start >= begin) & (start < stop)
-        if np.count_nonzero(mine) < 2:
-            continue
-        first, last = int(start[mine].min()), int(end[mine].max())
-        wall += last - first
-        cuts.append((first + round(_GRAPH_LAUNCHES * launch), last))
-    busy = subject.busy_between(spans, device)
+    stretches = [stretch for span in subject.runs(row) for stretch in _without_pause(start, end, *span)]
+    wall = sum(last - first for first, last in stretches)
+    cuts = [(first + round(_GRAPH_LAUNCHES * launch), last) for first, last in stretches]
+    busy = subject.busy_between(stretches, device)
     if not wall or busy > (1 - _IDLE) * wall:
         return
     count = len(launches) / subject.units
@@ -109,6 +106,15 @@ def _judge(subject: Subject, row: int) -> Iterator[Finding]:
         _MEND,
         launches,
     )
+
+
+def _without_pause(start: IntArray, end: IntArray, begin: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Stretches of a run of a range, from a first launch to a last, in which one launch soon follows another."""
+    mine = np.flatnonzero((start >= begin) & (start < stop))
+    pauses = np.flatnonzero(start[mine][1:] - end[mine][:-1] > _PAUSE_NS) + 1
+    for stretch in np.split(mine, pauses):
+        if len(stretch) > 1:
+            yield int(start[stretch[0]]), int(end[stretch].max())
 
 
 RULE = Rule(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _FEWEST = 4
 _LAYOUT = ("aten::contiguous", "aten::reshape", "aten::clone")
 _DTYPE = ("aten::_to_copy",)
+_ASKED = (*_LAYOUT, *_DTYPE, "aten::to", "aten::type_as")
 
 _KEEP_LAYOUT = Mend(
     "changes of layout",
@@ -43,7 +44,8 @@ def _find(subject: Subject) -> Iterator[Finding]:
     crossing = np.concatenate([subject.copies("h2d"), subject.copies("d2h")])
     device = device[~np.isin(subject.op(device), subject.op(crossing))]
     chains = subject.chains(device)
-    copied = np.array([chain[0] == "aten::copy_" for chain in chains], dtype=np.bool_)
+    # What another op changes for itself (linear under autocast, matmul of what is not dense) is not the program's.
+    copied = np.array([chain[0] == "aten::copy_" and chain[-1] in _ASKED for chain in chains], dtype=np.bool_)
     for ops, mend in ((_DTYPE, _CAST_ONCE), (_LAYOUT, _KEEP_LAYOUT)):
         which = [next((op for op in reversed(chain) if op in ops), "") for chain in chains]
         fits = copied & np.array([bool(op) for op in which], dtype=np.bool_)
@@ -85,7 +87,7 @@ RULE = Rule(
     "TT08",
     "layout-churn",
     "The same kernel run 4 times a step and more, in one range, to change a tensor's layout (contiguous, reshape, "
-    "clone) or dtype (to).",
+    "clone) or dtype (to), where no other op does it for itself.",
     "Each reads and writes the whole tensor, and costs two or three ops and a launch, to give what was there before or "
     "could have been.",
     "Replayed without these ops and their kernels.",

@@ -30,7 +30,11 @@ _MEND = Mend(
 )
 
 
-def _find(subject: Subject) -> Iterator[Finding]:
+def _find(subject: Subject) -> Iterator[Finding] | str:
+    return subject.untold_memory or _found(subject)
+
+
+def _found(subject: Subject) -> Iterator[Finding]:
     pinned = np.concatenate([subject.copies("h2d", "pinned"), subject.copies("d2h", "pinned")])
     pinned = subject.steady(pinned[subject.duration(pinned) >= _LEAST_NS])
     kernels = subject.steady(subject.work.of(Category.KERNEL))
