@@ -25,6 +25,7 @@ TENSORS_FROM_LISTS = (
     "TT01 decode_step/kv_append = TT02",
     "TT03 decode_step/kv_append = TT02",
 )
+PREPARED_BEFORE_THE_GRAPH = ("TT11 schedule", "TT11 decode_step/build_block_tables")
 A_PAGEABLE_COPY = ("TT05 ProfilerStep", "TT01 forward", "TT03 forward = TT01")
 A_CAPTURE = ("TT10 capture", "TT07 capture", "TT07 capture/captured", "TT03 capture")
 
@@ -62,6 +63,12 @@ EXPECTED = {
         "fp8_default": ("TT04 ProfilerStep",),
         "fp8_num_tokens": ("TT04 ProfilerStep",),
         "fp8_complete": (),
+        # Steps that are one graph: each sequence enters a new block, and the host sees to that first.
+        "graph_off": EAGER,
+        "graph_exact_crossing": PREPARED_BEFORE_THE_GRAPH,
+        "graph_buckets_crossing": PREPARED_BEFORE_THE_GRAPH,
+        "graph_no_overlap_crossing": PREPARED_BEFORE_THE_GRAPH,
+        "graph_sampling_outside_crossing": PREPARED_BEFORE_THE_GRAPH,
         "inputs_per_tensor": (*EAGER, "TT02 decode_step/h2d_inputs"),
         "inputs_packed_pinned": EAGER,
         "sampler_item_loop": (*EAGER, "TT03 decode_step/sample"),
