@@ -258,6 +258,14 @@ def test_a_kernel_compiled_anew_names_the_argument(found, tmp_path):
     assert found("TT04", trace) == [("scale", {"compiles": 0.333, "compile_ns": 1_000_000}, 1000)]
     [one] = lint([trace.summary(tmp_path / "t.json")], [RULES["TT04"]], Threshold(ns=0))[0].findings
     assert "its keys differ in num_tokens (i32, i32 /16)" in one.what
+    assert "do_not_specialize" in one.mend.text
+
+
+def test_a_kernel_used_late_wants_a_warm_up(tmp_path):
+    trace = compiles(None, {"signature": "x_ptr: *fp32"})
+    [one] = lint([trace.summary(tmp_path / "t.json")], [RULES["TT04"]], Threshold(ns=0))[0].findings
+    assert "keys" not in one.what
+    assert one.mend.of == "the first use of a kernel in a later step"
 
 
 def test_a_compile_costs_until_the_launch(found):

@@ -85,7 +85,7 @@ def _compiled(subject: Subject, group: Group, compiles: IntArray, which: str) ->
         )
     metric = "compiles" if which == "compiled" else "compile_cache_hits"
     stalls = [subject.until_launch(row) for row in group.rows.tolist()]
-    again = len(same) > count
+    again = len(same) > 1
     return Finding(
         RULE,
         subject.path(group.row),
