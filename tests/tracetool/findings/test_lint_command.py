@@ -13,6 +13,7 @@ from tracetool.findings.registry import RULES
 def project(tmp_path, monkeypatch):
     """A folder of its own; gives a way to write its settings."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
     (tmp_path / "pyproject.toml").touch()
 
     def settings(text):

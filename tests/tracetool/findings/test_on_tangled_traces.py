@@ -37,7 +37,7 @@ def judge(events):
 
 
 @given(traces())
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 def test_they_never_fail(events):
     judge(events)
 
