@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,11 +86,11 @@ def rules(form: str, output: Path | None, force: bool) -> None:
 
 def _next(found: Sequence[Lint]) -> str:
     """The command that looks at the range of the dearest finding."""
-    from tracetool.render.words import pattern_of
+    from tracetool.render.words import pattern_of, to_type
 
     for one in found:
         for finding in one.findings:
-            if finding.path and one.summary.source != "-":
-                pattern = pattern_of(finding.path)
-                return f"next: {shlex.join(['tracetool', 'summary', one.summary.source, '--range', pattern, '--all'])}"
+            command = to_type(["summary", one.summary.source, "--range", pattern_of(finding.path), "--all"])
+            if finding.path and command:
+                return f"next: {command}"
     return ""
