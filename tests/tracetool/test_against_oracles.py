@@ -14,7 +14,7 @@ from .random_traces import traces
 from .traces_by_hand import assert_equals_brute_force, read, selfs, to_json
 
 HERE = Path(__file__).parent
-REAL = sorted([*HERE.joinpath("real").glob("*.json.gz"), *HERE.parents[1].joinpath("traces").glob("*.json.gz")])
+REAL = sorted([*HERE.joinpath("real").glob("*.json.gz"), *HERE.parents[1].joinpath("traces").rglob("*.json.gz")])
 UNAVAILABLE = TraceProcessor.unavailable()
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 MANY = settings(FEW, max_examples=1000)

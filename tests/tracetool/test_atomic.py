@@ -28,6 +28,8 @@ WRITERS = {
     "metrics": ["metrics", "-o", "FILE", "--force"],
     "check": ["check", PAGEABLE, "--budgets", "BUDGETS", "-o", "FILE", "--force"],
     "check-update": ["check", PAGEABLE, "--baseline", "FILE", "--update"],
+    "lint": ["lint", PAGEABLE, "-o", "FILE", "--force"],
+    "rules": ["rules", "-o", "FILE", "--force"],
     "snapshot": ["snapshot", PAGEABLE, "-o", "FILE"],
     "merge": ["merge", PAGEABLE, PINNED, "-o", "FILE", "--force"],
     "merge-gz": ["merge", PAGEABLE, PINNED, "-o", "FILE.gz", "--force"],

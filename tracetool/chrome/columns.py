@@ -121,7 +121,6 @@ _THING_BYTES = 160
 _ROWS = 1 << 14
 _GROWTH = 8
 _SPARSE = ("bytes", "held_bytes", "on_device", "collective_bytes", "line", "cache_hit", "compiled_for")
-_OF_NAMES = ("line", "compiled_for")
 
 
 class _Column:
@@ -165,6 +164,8 @@ class ColumnBuilder:
         self.unpaired_phases = 0
         self._kinds = _Kinds()
         self._names = _Numbers()
+        # Of their own, so that the numbers of names do not depend on where a chunk ends.
+        self._compiled_for = _Numbers()
         self._threads = _Numbers()
         self._thread_names: dict[tuple[Any, Any], str] = {}
         self.rows = 0
@@ -211,7 +212,7 @@ class ColumnBuilder:
     @property
     def names_bytes(self) -> int:
         """What names and threads take, roughly."""
-        return self._names.bytes + self._threads.bytes
+        return self._names.bytes + self._compiled_for.bytes + self._threads.bytes
 
     def add(self, events: list[Event]) -> None:
         """Take the events of one chunk, in the order of the file."""
@@ -235,13 +236,15 @@ class ColumnBuilder:
         names = np.array([self._names[name] for name in later._names], dtype=np.int32)
         threads = np.array([self._threads[thread] for thread in later._threads], dtype=np.int32)
         self._thread_names.update(later._thread_names)
-        renumber = {"name": names, "thread": threads}
+        compiled_for = np.array([self._compiled_for[text] for text in later._compiled_for], dtype=np.int32)
+        renumber = {"name": names, "thread": threads, "line": names, "compiled_for": compiled_for}
         for title, column in later._columns.items():
             numbers = renumber.get(title)
             self._columns[title].extend(column.values if numbers is None else numbers[column.values])
         for kind, parts in later._sparse.items():
             for rows, values in parts:
-                self._sparse[kind].append((rows + self.rows, names[values] if kind in _OF_NAMES else values))
+                numbers = renumber.get(kind)
+                self._sparse[kind].append((rows + self.rows, values if numbers is None else numbers[values]))
         self.rows += later.rows
 
     def table(self) -> EventTable:
@@ -249,10 +252,12 @@ class ColumnBuilder:
         # One after the other, so that not all columns are there twice at once.
         whole: dict[str, Any] = {name: self._columns.pop(name).values.copy() for name in _COLUMNS}
         sparse: dict[str, Any] = {name: self._sparse_column(name) for name in _SPARSE}
+        texts = sparse["compiled_for"]
+        sparse["compiled_for"] = Sparse(texts.rows, texts.values + len(list(self._names)))
         return EventTable(
             **whole,
             **sparse,
-            names=list(self._names),
+            names=[*self._names, *self._compiled_for],
             threads=[
                 Thread(_plain(pid), _plain(tid), self._thread_names.get((pid, tid), "")) for pid, tid in self._threads
             ],
@@ -326,8 +331,12 @@ class ColumnBuilder:
         compiles = np.flatnonzero(kind == Category.COMPILE)
         hits = np.array([args[row].cache_hit is True for row in compiles.tolist()], dtype=np.int64)
         self._keep_sparse("cache_hit", compiles, hits)
-        told = [self._names[_compiled_for(args[row])] for row in compiles.tolist()]
-        self._keep_sparse("compiled_for", compiles, np.array(told, dtype=np.int64))
+        told = [(row, text) for row in compiles.tolist() if (text := _compiled_for(args[row]))]
+        self._keep_sparse(
+            "compiled_for",
+            np.array([row for row, _ in told], np.int64),
+            np.array([self._compiled_for[text] for _, text in told], np.int64),
+        )
         lines = [row for row, arg in enumerate(args) if arg.line is not None]
         self._keep_sparse(
             "line", np.array(lines, np.int64), np.array([self._names[str(args[row].line)] for row in lines], np.int64)
