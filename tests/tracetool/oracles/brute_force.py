@@ -97,6 +97,7 @@ class BruteForce:
         self.calls = [e for e in complete if str(e.category).endswith(("_runtime", "_driver"))]
         self.device = [e for e in complete if e.category in DEVICE_WORK]
         self.compiles = [e for e in complete if e.category == "compile"]
+        self.autotunes = [e for e in complete if e.category == "autotune"]
         self.memory = [e for e in known if e.category == "cpu_instant_event" and e.name == "[memory]"]
         self.flows = [e for e in known if e.category == "fwdbwd" and e.flow[0] in ("s", "f")]
         self.callers = self._callers_by_flows() or self._callers_by_wrappers()
@@ -248,6 +249,8 @@ class BruteForce:
         for compiled in self.compiles:
             metric = "compile_cache_hits" if compiled.args.get("cache_hit") else "compiles"
             self._add(compiled.thread, compiled.start, {metric: 1})
+        for tuned in self.autotunes:
+            self._add(tuned.thread, tuned.start, {"autotunes": 1})
 
     def _add(self, thread: tuple, moment: int, counts: dict[str, int]) -> RangePath:
         counts = {name: value for name, value in counts.items() if value}
