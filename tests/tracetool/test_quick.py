@@ -234,7 +234,7 @@ def every_kind():
         *flow(5, 1, 61, 2, 71),
         python("a.py(3): f", 0, 40),
         compiled("triton_", 2, 3),
-        compiled("triton_", 4, 5, cache_hit=True),
+        compiled("triton_", 4, 5, cache_hit=True, signature="x: *fp32", multiples="x"),
         event("cuda_sync", "Stream Synchronize", 6, 7, correlation=1),
         {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "python3"}},
     )

@@ -208,6 +208,8 @@ class ColumnBuilder:
             self._keep_sparse("collective_bytes", at, np.array([self._collective_bytes(event.args)], dtype=np.int64))
         else:
             self._keep_sparse("cache_hit", at, np.array([event.args.cache_hit is True], dtype=np.int64))
+            if text := _compiled_for(event.args):
+                self._keep_sparse("compiled_for", at, np.array([self._compiled_for[text]], dtype=np.int64))
 
     @property
     def names_bytes(self) -> int:
