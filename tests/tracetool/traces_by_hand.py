@@ -68,8 +68,8 @@ def alloc(at, size, **args):
     return {**event("cpu_instant_event", "[memory]", at, 0, Bytes=size, **args), "ph": "i", "s": "t"}
 
 
-def compiled(name, start, end, cache_hit=False):
-    return event("compile", name, start, end - start, cache_hit=cache_hit)
+def compiled(name, start, end, cache_hit=False, **args):
+    return event("compile", name, start, end - start, cache_hit=cache_hit, **args)
 
 
 def flow(number, source, source_at, target, target_at):
