@@ -7,7 +7,8 @@ from fractions import Fraction
 from tracetool.metrics import Unit
 
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_TIMES = (("s", 10**9), ("ms", 10**6), ("us", 10**3))
+NANOSECONDS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
+"""Of each unit of time."""
 
 
 def number(value: float | Fraction, unit: Unit) -> str:
@@ -36,8 +37,8 @@ def _bytes(value: float) -> str:
 
 
 def _time(nanoseconds: float) -> str:
-    for unit, size in _TIMES:
-        if abs(nanoseconds) >= size:
+    for unit, size in reversed(NANOSECONDS.items()):
+        if size > 1 and abs(nanoseconds) >= size:
             return f"{_digits(nanoseconds / size)} {unit}"
     return f"{nanoseconds:,.0f} ns"
 

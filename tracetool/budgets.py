@@ -16,15 +16,16 @@ from __future__ import annotations
 
 import enum
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from tracetool.amounts import NANOSECONDS
 from tracetool.errors import BudgetError, SettingError, nearest
 from tracetool.globs import PathGlob, name_glob
 from tracetool.metrics import Metric, Unit, lookup, op_calls
+from tracetool.project import ours, parsed
 
 PER = ("call", "step", "trace")
 """What a budget can be for."""
@@ -45,7 +46,7 @@ _UNITS: dict[Unit, dict[str, int]] = {
         **{f"{letter}B": 1000**power for power, letter in enumerate("kMGT", 1)},
         **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", 1)},
     },
-    Unit.NS: {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9},
+    Unit.NS: dict(NANOSECONDS),
 }
 
 
@@ -158,15 +159,10 @@ def parse_toml(text: str, source: str) -> list[Budget]:
     Raises:
         BudgetError: it is no TOML, or something in it is no budget.
     """
-    try:
-        content = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits is no TOMLDecodeError
-        raise BudgetError(f"{source} is not TOML: {error}") from None
+    content = parsed(text, source, BudgetError)
     project = "tool" in content or "project" in content
     if project:
-        tool = content.get("tool", {})
-        ours = tool.get("tracetool", {}) if isinstance(tool, dict) else {}
-        tables = ours.get("budgets", []) if isinstance(ours, dict) else []
+        tables = ours(content).get("budgets", [])
         header = "[[tool.tracetool.budgets]]"
     else:
         header = "[[budgets]]"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import tomllib
+from typing import TYPE_CHECKING, Any
 
 from tracetool.errors import SettingError
 
@@ -15,6 +16,25 @@ MOST_TEXT = 64 << 20
 def nearest_pyproject(folder: Path) -> Path | None:
     """The pyproject.toml of a folder, or of the nearest around it that has one."""
     return next((path for one in (folder, *folder.parents) if (path := one / "pyproject.toml").is_file()), None)
+
+
+def parsed(text: str, source: str, error: type[SettingError] = SettingError) -> dict[str, Any]:
+    """The content of a TOML text, which messages call `source`.
+
+    Raises:
+        SettingError: it is no TOML; or what `error` names.
+    """
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as failure:  # an integer of thousands of digits is no TOMLDecodeError
+        raise error(f"{source} is not TOML: {failure}") from None
+
+
+def ours(content: dict[str, Any]) -> dict[str, Any]:
+    """The table `[tool.tracetool]` of a pyproject.toml, empty where there is none."""
+    tool = content.get("tool")
+    table = tool.get("tracetool") if isinstance(tool, dict) else None
+    return table if isinstance(table, dict) else {}
 
 
 def text_of(path: Path, error: type[SettingError] = SettingError) -> str:

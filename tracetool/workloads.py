@@ -35,7 +35,7 @@ import tomllib
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tracetool.errors import SettingError, nearest
-from tracetool.project import nearest_pyproject
+from tracetool.project import nearest_pyproject, ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -152,9 +152,7 @@ def _named_in(project: Path) -> list[str]:
         settings = tomllib.loads(project.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise SettingError(f"{project} cannot be read: {error}") from None
-    tool = settings.get("tool")
-    ours = tool.get("tracetool") if isinstance(tool, dict) else None
-    names = ours.get("workloads", []) if isinstance(ours, dict) else []
+    names = ours(settings).get("workloads", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SettingError(f"{project}: tool.tracetool.workloads must be a list of module names, but is {names!r:.60}")
     return names

@@ -9,23 +9,22 @@ suppress = [{ rule = "TT05", range = "decode_step/model_forward", reason = "grap
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tracetool.amounts import NANOSECONDS
 from tracetool.errors import SettingError, nearest
 from tracetool.findings.registry import rule_of
 from tracetool.folding import STEP
 from tracetool.globs import PathGlob
-from tracetool.project import nearest_pyproject, text_of
+from tracetool.project import nearest_pyproject, ours, parsed, text_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tracetool.findings.finding import Finding
 
-_TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|ns|us|ms|s)\s*")
 _KNOWN = ("select", "ignore", "min_cost", "suppress")
 _OF_A_SUPPRESSION = ("rule", "range", "reason")
@@ -58,7 +57,7 @@ def parse_threshold(text: str) -> Threshold:
     if match is None:
         raise SettingError(f"'{text}' is no cost: write a share of a step, as in '1 %', or a time, as in '50 us'")
     amount, unit = float(match[1]), match[2]
-    return Threshold(share=amount / 100) if unit == "%" else Threshold(ns=amount * _TIMES[unit])
+    return Threshold(share=amount / 100) if unit == "%" else Threshold(ns=amount * NANOSECONDS[unit])
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +122,7 @@ def parse_toml(text: str, source: str) -> LintSettings:
     Raises:
         SettingError: it is no TOML, or something in its table is no setting.
     """
-    try:
-        content: Any = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingError(f"{source} is not TOML: {error}") from None
-    for key in ("tool", "tracetool"):
-        content = content.get(key, {}) if isinstance(content, dict) else {}
-    table = content.get("lint", {}) if isinstance(content, dict) else {}
+    table = ours(parsed(text, source)).get("lint", {})
     where = f"{source}: [tool.tracetool.lint]"
     if not isinstance(table, dict):
         raise SettingError(f"{where} is a table of {', '.join(_KNOWN)}")

@@ -193,6 +193,7 @@ def test_a_suppression_says_why(run, project):
         ),
         ("suppress = [{ rule = 'TT05', range = '', reason = 'x' }]", "suppress"),
         ("suppress = ", "is not TOML"),
+        ("min_cost = " + "9" * 5000, "is not TOML"),
     ],
 )
 def test_wrong_settings_are_errors(run, project, text, message):
