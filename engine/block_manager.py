@@ -137,7 +137,7 @@ class BlockManager:
         return [
             seq
             for seq in seqs
-            if len(seq.block_table) * size < len(seq.tokens) + seq.num_pending
+            if len(seq.block_table) * size < seq.next_length
             # The step writes to the last block, or with one under way to that and the one before.
             or references[seq.block_table[-1]] > 1
             or references[seq.block_table[seq.num_computed // size]] > 1

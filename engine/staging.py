@@ -79,7 +79,7 @@ class Returns:
     """Pinned host buffers that values from the device are copied to in turn, without waiting.
 
     Args:
-        numel: Values of a copy at most.
+        numel: Values that a buffer holds at first; a larger copy makes larger ones.
         device: Where they come from.
         stream: In what order.
     """
@@ -88,12 +88,19 @@ class Returns:
     BUFFERS = 3
 
     def __init__(self, numel: int, device: torch.device, stream: Stream) -> None:
+        self._device = device
         self._stream = stream
-        self._buffers = [pinned(numel, device) for _ in range(self.BUFFERS)]
         self._turn = 0
+        self._make(numel)
+
+    def _make(self, numel: int) -> None:
+        self._buffers = [pinned(numel, self._device) for _ in range(self.BUFFERS)]
 
     def fetch(self, source: Tensor) -> Arrival:
         """Begin to copy a contiguous int32 tensor `[n]`."""
+        if source.numel() > self._buffers[0].numel():
+            # Values under way keep the buffer that they come to.
+            self._make(2 * source.numel())
         self._turn = (self._turn + 1) % self.BUFFERS
         buffer = self._buffers[self._turn][: source.numel()]
         self._stream.launch(lambda: buffer.copy_(source, non_blocking=True))

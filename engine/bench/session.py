@@ -91,7 +91,6 @@ def run(benchmark: Benchmark[Options], options: Options, settings: Settings, env
             if results:
                 session.say("")
             results.append(session.run_mode(mode))
-            _free_memory()
     if options.json_target is not None:
         write(report.to_json(results), options.json_target)
     return results
@@ -122,7 +121,7 @@ class _Session(Generic[Options]):
             emit(text + "\n")
 
     def run_mode(self, mode: str | None) -> Result:
-        """Load, run and report; when this returns, nothing holds the engine's memory."""
+        """Load, run and report; the engine is garbage when this returns, and the next one that is loaded frees it."""
         options, progress = self._options, self._progress
         llm = self._load(mode)
         prompts = make_prompts(options, llm.core.runner.spec.vocab_size, llm.config.seed)
@@ -214,9 +213,3 @@ def _settle(llm: LLM) -> None:
     device = llm.core.runner.cache.keys.device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -8,7 +8,6 @@ products    the step's matrix products alone, with their biases, as torch's libr
 weights are the model's own, so that they are read anew
 """
 
-import gc
 import json
 import time
 from collections.abc import Callable
@@ -85,12 +84,7 @@ def run(options: StepOptions, settings: dict[str, Any]) -> list[StepTimes]:
     from kernels.bench.timing import read_bandwidth  # noqa: PLC0415 - needs triton
 
     bandwidth = read_bandwidth()
-    rows = []
-    for batch in options.batch_sizes:
-        rows.append(_measure(options, settings, batch, bandwidth))
-        # What is left of the engine is in cycles.
-        gc.collect()
-        torch.cuda.empty_cache()
+    rows = [_measure(options, settings, batch, bandwidth) for batch in options.batch_sizes]
     if options.json_target is not None:
         text = json.dumps({"schema": SCHEMA, "versions": versions(), "steps": [asdict(row) for row in rows]}, indent=2)
         write(text + "\n", options.json_target)

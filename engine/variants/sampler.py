@@ -235,10 +235,7 @@ class OnDevice(_Eager):
 
     def __init__(self, ops: Ops, device: torch.device) -> None:
         super().__init__(ops, device)
-        self._stream = stream_of(device)
-        self._device = device
-        self._returns = Returns(_LEAST_ROWS, device, self._stream)
-        self._room = _LEAST_ROWS
+        self._returns = Returns(_LEAST_ROWS, device, stream_of(device))
 
     def sample(
         self, logits: Tensor, seqs: list[Sequence], token_ids: Callable[[], Tensor], positions: Tensor
@@ -247,12 +244,6 @@ class OnDevice(_Eager):
         if _greedy(seqs):
             likeliest = _Likeliest(scores)
             logprobs = self._logprobs(asked, logits, likeliest.tokens)
-            return _ArrivingLikeliest(likeliest, self._fetch(likeliest.int32), logprobs), likeliest.tokens
+            return _ArrivingLikeliest(likeliest, self._returns.fetch(likeliest.int32), logprobs), likeliest.tokens
         tokens = self._ops.sample(scores, *self._parameters.of(seqs, positions)).int()
-        return Arriving(self._fetch(tokens), logprobs=self._logprobs(asked, logits, tokens)), tokens
-
-    def _fetch(self, values: Tensor) -> Arrival:
-        if len(values) > self._room:
-            self._room = 2 * len(values)
-            self._returns = Returns(self._room, self._device, self._stream)
-        return self._returns.fetch(values)
+        return Arriving(self._returns.fetch(tokens), logprobs=self._logprobs(asked, logits, tokens)), tokens

@@ -152,7 +152,7 @@ class _Tokens:
         """See to it that the device knows all tokens of these but the last, which the step adds."""
         patches = []
         for seq in seqs:
-            length = len(seq.tokens) + seq.num_pending
+            length = seq.next_length
             if self._known.get(seq) != length - 1:
                 assert not seq.num_pending, "a sequence whose last token is on the device alone is new here"
                 patches.append(self._patches(seq))
@@ -201,7 +201,6 @@ class Shaper:
         self._asked: Asked | None = None
         self._penalised: list[Sequence] = []
         self._returns = Returns(_LEAST_RETURN, device, self._stream)
-        self._room = _LEAST_RETURN
 
     def ask(self, seqs: list[Sequence], rows: list[int] | None = None, size: int | None = None) -> Asked | None:
         """What the next step of this batch has to do; None where nobody asks for anything.
@@ -304,9 +303,6 @@ class Shaper:
                 floats[:, 2 + wanted.most :] = top.values - total
 
         self._stream.launch(pack)
-        if packed.numel() > self._room:
-            self._room = 2 * packed.numel()
-            self._returns = Returns(self._room, self._device, self._stream)
         return ArrivingLogprobs(self._returns.fetch(packed.view(-1)), wanted.places, wanted.most, wanted.numbers)
 
 
