@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tracetool.stepping import step
 
 if TYPE_CHECKING:
-    from tracetool.capturing.library import capture
+    from tracetool.capturing.block import capture
     from tracetool.chrome import read
     from tracetool.differ import diff
     from tracetool.summary import summarize
@@ -23,7 +23,7 @@ __all__ = ["__version__", "capture", "diff", "read", "step", "summarize"]
 __version__ = "0.1.0"
 
 _HOMES = {
-    "capture": "tracetool.capturing.library",
+    "capture": "tracetool.capturing.block",
     "read": "tracetool.chrome",
     "summarize": "tracetool.summary",
     "diff": "tracetool.differ",

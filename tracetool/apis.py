@@ -34,6 +34,11 @@ def is_sync(name: str) -> bool:
     return "Synchronize" in name or _MEMCPY_CALL.match(name) is not None
 
 
+def is_nccl_kernel(name: str) -> bool:
+    """Whether a kernel is one of NCCL's."""
+    return name.startswith(("ncclKernel", "ncclDevKernel"))
+
+
 def is_device_malloc(name: str) -> bool:
     """A call that takes device memory from the driver."""
     return _DEVICE_MALLOC.match(name) is not None

@@ -95,7 +95,7 @@ class Reference:
             raise BudgetError(f"{path} cannot be read: {error.strerror}") from None
         if not head.startswith(_MARK) and head.lstrip().startswith(_TRACES_BEGIN_WITH):
             self.trace = summarize(read(str(path)))
-            if (bad := checking.unfit(self.trace)) is not None:
+            if (bad := self.trace.health.error) is not None:
                 raise BudgetError(f"the baseline {path} is not healthy: {bad.message}")
             self.snapshot = Snapshot({}).with_section(snapshots.take(self.trace))
         else:

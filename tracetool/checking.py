@@ -299,7 +299,7 @@ def unknown_memory(summary: TraceSummary, budgets: Sequence[Budget]) -> list[Fin
     return found
 
 
-def unfit(summary: TraceSummary, *, needs_device: bool = True) -> Finding | None:
+def unfit(summary: TraceSummary, *, needs_device: bool) -> Finding | None:
     """The gravest finding that keeps a trace from passing anything.
 
     Args:

@@ -48,6 +48,11 @@ class Health:
     findings: tuple[Finding, ...]
 
     @property
+    def error(self) -> Finding | None:
+        """The gravest finding, if it is an error."""
+        return next((one for one in self.findings if one.severity is Severity.ERROR), None)
+
+    @property
     def verdict(self) -> str:
         """`ok`, `warning` or `error`: an error never passes a budget."""
         severities = {finding.severity for finding in self.findings}
@@ -276,7 +281,7 @@ def _ids_of_unrelated_calls(work: Work) -> int:
 
 def _of_collectives(work: Work) -> Iterator[Finding]:
     kernels = work.event[work.of(Category.KERNEL)]
-    nccl = apis.named(work.events.names, lambda name: name.startswith(("ncclKernel", "ncclDevKernel")))
+    nccl = apis.named(work.events.names, apis.is_nccl_kernel)
     silent = nccl[work.events.name[kernels]] & (work.events.collective_bytes.at(kernels, NO_ID) == NO_ID)
     if count := int(np.count_nonzero(silent)):
         yield _info(

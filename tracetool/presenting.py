@@ -101,9 +101,8 @@ def view_of(options: dict[str, Any]) -> View:
 def exit_code_of(summaries: Sequence[TraceSummary]) -> int:
     """0, or what a trace that is not healthy ends with, once it has been said."""
     for found in summaries:
-        worst = next((one for one in found.health.findings if one.severity == "error"), None)
-        if worst is not None:
-            return fail(f"{found.source} is not healthy: {worst.message}", FAILED)
+        if found.unhealthy:
+            return fail(found.unhealthy, FAILED)
     return 0
 
 

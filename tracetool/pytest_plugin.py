@@ -243,7 +243,7 @@ class _capture:  # noqa: N801 - used like a function
     def __init__(self, path: Path, **settings: Any) -> None:
         # What Kineto prints of itself would be shown as a test's output; it asks when it is first used.
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-        from tracetool.capturing.library import capture
+        from tracetool.capturing.block import capture
 
         self._one: Capture = capture(path, **settings)
 
@@ -407,7 +407,7 @@ class Block:
 
     def __enter__(self) -> Block:
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-        from tracetool.capturing.library import capture
+        from tracetool.capturing.block import capture
 
         self._capture = capture(self._session.new_trace(), **self._settings)
         self._capture.__enter__()

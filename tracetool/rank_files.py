@@ -51,14 +51,19 @@ def traces_in(text: str) -> list[str]:
     return found
 
 
+def noted_rank(metadata: Mapping[str, Any]) -> int | None:
+    """The rank that torch noted in a trace (`distributedInfo`)."""
+    noted = metadata.get("distributedInfo")
+    rank = noted.get("rank") if isinstance(noted, dict) else None
+    return rank if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 0 else None
+
+
 def rank_of(metadata: Mapping[str, Any], path: str) -> int | None:
     """The rank that a trace is of: what torch noted in it (`distributedInfo`), else what the file's name says.
 
     Read from a name, in this order: `rank3`, `rank_3`; `r3`, `gpu3`, `device3`, `worker3`; a number at its end.
     """
-    noted = metadata.get("distributedInfo")
-    rank = noted.get("rank") if isinstance(noted, dict) else None
-    if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 0:
+    if (rank := noted_rank(metadata)) is not None:
         return rank
     name = Path(path).name
     for ending in (*reversed(_TORCH_ENDINGS), *reversed(_ENDINGS)):

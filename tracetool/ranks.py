@@ -84,14 +84,13 @@ def rank_row(
     lengths = sorted((found.work.steps.end - found.work.steps.start).tolist())
     collective = _collective_ns(found)
     device = found.totals.get("gpu_ns", 0)
-    grave = next((one for one in found.health.findings if one.severity == "error"), None)
     return Rank(
         rank=rank,
         source=found.source,
         events=found.event_count,
         steps=found.step_count,
         verdict=found.health.verdict,
-        error=f"{found.source} is not healthy: {grave.message}" if grave else "",
+        error=found.unhealthy,
         totals={name: value for name, value in totals.items() if value},
         counts=counts,
         step_ns=int(median(lengths)) if lengths else 0,
@@ -116,7 +115,7 @@ def _inside(found: TraceSummary, row: int, shown: Sequence[bool]) -> bool:
 def _collective_ns(found: TraceSummary) -> int:
     work, events = found.work, found.work.events
     kernels = work.of(Category.KERNEL)
-    named = apis.named(events.names, lambda name: name.startswith(("ncclKernel", "ncclDevKernel")))
+    named = apis.named(events.names, apis.is_nccl_kernel)
     told = np.isin(kernels, found.tally.amounts_of("collectives").rows)
     here = (told | named[events.name[work.event[kernels]]]) & (found.tally.slot[kernels] <= found.tally.runs)
     of = work.event[kernels[here]]
@@ -192,8 +191,7 @@ class Ranks:
     def spread(self, of: Callable[[Rank], Value]) -> Spread:
         """Least, median and most of anything that ranks have."""
         values = sorted(of(one) for one in self._given)
-        middle = Fraction(values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
-        return Spread(values[0], middle, values[-1])
+        return Spread(values[0], median(map(Fraction, values)), values[-1])
 
     def straggles(self, one: Rank) -> Fraction | None:
         """How many times as long as the median rank a straggler works; None for the others."""
@@ -283,17 +281,11 @@ def rank_diff(
         if (not metrics or name in metrics) and lookup(name).exact
         for compared in [row.metrics[name]]
     )
-    graves = [
-        f"{one.source} is not healthy: {finding.message}"
-        for one in (first, second)
-        for finding in one.health.findings
-        if finding.severity == "error"
-    ]
     return RankDiff(
         rank=rank,
         sources=(first.source, second.source),
         health=(first.health.verdict, second.health.verdict),
-        error=graves[0] if graves else "",
+        error=first.unhealthy or second.unhealthy,
         differs=found.differs,
         changes=changes,
         verdict=verdict,

@@ -414,6 +414,12 @@ class TraceSummary:
                 found[row][name] = value
         return dict(found)
 
+    @property
+    def unhealthy(self) -> str:
+        """Why its numbers cannot be believed, in a sentence that names it; empty where they can."""
+        error = self.health.error
+        return "" if error is None else f"{self.source} is not healthy: {error.message}"
+
     @cached_property
     def threads(self) -> dict[int, dict[int, Counts]]:
         """Self of each row by the thread that did it (an index into the trace's threads)."""

@@ -40,12 +40,12 @@ PLACE = "<here>"
 def way(request, monkeypatch):
     """Each case is read by the compiled part, where there is one, and without it."""
     monkeypatch.setenv(quick.WITHOUT, "1" if request.param == "python" else "")
-    quick.library.cache_clear()
-    if request.param == "compiled" and quick.library() is None:
+    quick.compiled.cache_clear()
+    if request.param == "compiled" and quick.compiled() is None:
         pytest.skip("tracetool is installed without its compiled reader")
     yield
     monkeypatch.undo()
-    quick.library.cache_clear()
+    quick.compiled.cache_clear()
 
 
 def counts(content):

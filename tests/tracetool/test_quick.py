@@ -37,7 +37,7 @@ from .traces_by_hand import (
 
 REAL = sorted((ROOT / "traces").glob("*.json.gz")) + sorted((ROOT / "tests/tracetool/real").glob("*.json.gz"))
 
-pytestmark = pytest.mark.skipif(quick.library() is None, reason="tracetool is installed without its compiled reader")
+pytestmark = pytest.mark.skipif(quick.compiled() is None, reason="tracetool is installed without its compiled reader")
 
 
 @pytest.fixture
@@ -48,13 +48,13 @@ def both(monkeypatch):
         found = []
         for way in ("", "1"):
             monkeypatch.setenv(quick.WITHOUT, way)
-            quick.library.cache_clear()
+            quick.compiled.cache_clear()
             try:
                 found.append(read_trace(str(path), **options))
             except TraceReadError as error:
                 found.append(str(error))
         monkeypatch.undo()
-        quick.library.cache_clear()
+        quick.compiled.cache_clear()
         return found
 
     return read_both
@@ -314,17 +314,17 @@ def test_damaged_traces(both, tmp_path, cases):
 
 def test_without_it_python_reads(monkeypatch):
     monkeypatch.setenv(quick.WITHOUT, "1")
-    quick.library.cache_clear()
+    quick.compiled.cache_clear()
     assert ColumnBuilder().taker() is None
     monkeypatch.undo()
-    quick.library.cache_clear()
+    quick.compiled.cache_clear()
     assert ColumnBuilder().taker() is not None
 
 
 def test_a_library_that_cannot_be_loaded_is_done_without(monkeypatch, tmp_path):
     (tmp_path / "quick.compiled").write_bytes(b"no library")
     monkeypatch.setattr(quick, "LIBRARY", tmp_path / "quick.compiled")
-    quick.library.cache_clear()
-    assert quick.library() is None
+    quick.compiled.cache_clear()
+    assert quick.compiled() is None
     monkeypatch.undo()
-    quick.library.cache_clear()
+    quick.compiled.cache_clear()

@@ -10,7 +10,7 @@ import numpy as np
 
 from tracetool.chrome import quick
 from tracetool.chrome.decode import decode_one
-from tracetool.chrome.quick import Reads
+from tracetool.chrome.quick import COLUMNS, Reads
 from tracetool.events import NO_ID, Category, EventTable, Sparse, Thread, is_any
 
 if TYPE_CHECKING:
@@ -108,15 +108,6 @@ class _Numbers(dict[Any, int]):
         return number
 
 
-_COLUMNS: dict[str, type[np.generic]] = {
-    "category": np.int8,
-    "name": np.int32,
-    "thread": np.int32,
-    "start": np.int64,
-    "end": np.int64,
-    "correlation": np.int64,
-    "external_id": np.int64,
-}
 _THING_BYTES = 160
 _ROWS = 1 << 14
 _GROWTH = 8
@@ -169,14 +160,14 @@ class ColumnBuilder:
         self._threads = _Numbers()
         self._thread_names: dict[tuple[Any, Any], str] = {}
         self.rows = 0
-        self._columns = {name: _Column(dtype) for name, dtype in _COLUMNS.items()}
+        self._columns = {name: _Column(dtype) for name, dtype in COLUMNS.items()}
         self._sparse: dict[str, list[tuple[IntArray, IntArray]]] = {name: [] for name in _SPARSE}
         self._taken_names = np.empty(0, dtype=np.int32)
         self._taken_threads = np.empty(0, dtype=np.int32)
 
     def taker(self) -> Taker | None:
         """What takes events the quick way, for `add_taken`; None where there is none."""
-        if (library := quick.library()) is None:
+        if (library := quick.compiled()) is None:
             return None
         reads = [Reads(sum(flag for flag, kinds in _READS.items() if kind in kinds)) for kind in Category]
         return quick.Taker(library, reads, int(Category.FLOW_END), _MEMORY_EVENT, self._kinds.__getitem__)
@@ -252,7 +243,7 @@ class ColumnBuilder:
     def table(self) -> EventTable:
         """All that was collected. The builder is empty afterwards."""
         # One after the other, so that not all columns are there twice at once.
-        whole: dict[str, Any] = {name: self._columns.pop(name).values.copy() for name in _COLUMNS}
+        whole: dict[str, Any] = {name: self._columns.pop(name).values.copy() for name in COLUMNS}
         sparse: dict[str, Any] = {name: self._sparse_column(name) for name in _SPARSE}
         texts = sparse["compiled_for"]
         sparse["compiled_for"] = Sparse(texts.rows, texts.values + len(list(self._names)))

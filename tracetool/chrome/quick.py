@@ -60,7 +60,7 @@ class Status(enum.IntEnum):
     NO_MEMORY = 5
 
 
-_COLUMNS = {
+COLUMNS: dict[str, type[np.generic]] = {
     "category": np.int8,
     "name": np.int32,
     "thread": np.int32,
@@ -76,7 +76,7 @@ _FEW = {
     "line": ("lined", "line"),
 }
 _ASKED = ("asked", "asked_begin", "asked_end")
-_ARRAYS = [*_COLUMNS, *(name for names in _FEW.values() for name in names), *_ASKED]
+_ARRAYS = [*COLUMNS, *(name for names in _FEW.values() for name in names), *_ASKED]
 _COUNTS = ["rows", *(f"{names[0]}_count" for names in _FEW.values()), "asked_count"]
 
 
@@ -126,7 +126,7 @@ class Taker:
         self._reader = ctypes.c_void_p(library.tracetool_new(flags, len(reads), flow_end, name, len(name)))
         if not self._reader:
             raise MemoryError
-        self._arrays = {name: np.empty(_ROWS, dtype=_COLUMNS.get(name, np.int64)) for name in _ARRAYS}
+        self._arrays = {name: np.empty(_ROWS, dtype=COLUMNS.get(name, np.int64)) for name in _ARRAYS}
         self._found = _Found(capacity=_ROWS, **{name: array.ctypes.data for name, array in self._arrays.items()})
 
     def __del__(self) -> None:
@@ -148,7 +148,7 @@ class Taker:
         return Taken(
             status=status,
             consumed=found.consumed,
-            columns={name: self._arrays[name][: found.rows] for name in _COLUMNS},
+            columns={name: self._arrays[name][: found.rows] for name in COLUMNS},
             few={
                 name: (
                     self._first(rows, getattr(found, f"{rows}_count")),
@@ -189,7 +189,7 @@ class Taker:
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def compiled() -> ctypes.CDLL | None:
     """The compiled part; None where there is none, or none is wanted."""
     if os.environ.get(WITHOUT) or not LIBRARY.exists():
         return None

@@ -76,7 +76,7 @@ def _told(path: str) -> Iterator[None]:
 
 def _middle_of(path: str) -> int:
     # Taken quickly, events are there before a second process would be.
-    return halves.middle_of(path) if quick.library() is None else 0
+    return halves.middle_of(path) if quick.compiled() is None else 0
 
 
 class _TraceReader:

@@ -466,28 +466,28 @@ class Subject:
         From the end of one to the end of the next, where nothing else was launched between them: the loop around them
         goes too. Else the op's own time.
         """
-        cuts: list[tuple[int, int]] = []
-        before: dict[int, tuple[int, int]] = {}
-        for row, slot in zip(rows.tolist(), self.slot(rows).tolist(), strict=True):
-            start, end = self.span(row)
-            last = before.get(slot)
-            if last is not None and start >= last[1]:
-                alone = not self.launches_between(last[1], start)
-                cuts.append((last[1] if alone else start, end))
-            before[slot] = (start, end)
-        return cuts
+        return [
+            (start if self.launches_between(last, start) else last, end)
+            for last, start, end in self._in_sequence(rows)
+            if start >= last
+        ]
 
     def gaps(self, rows: IntArray) -> list[tuple[int, int]]:
         """CPU time between work done over and over in one run of a range, where nothing else was launched in it."""
-        found: list[tuple[int, int]] = []
+        return [
+            (last, start)
+            for last, start, _ in self._in_sequence(rows)
+            if start > last and not self.launches_between(last, start)
+        ]
+
+    def _in_sequence(self, rows: IntArray) -> Iterator[tuple[int, int, int]]:
+        """Of work that follows other work in one run of a range: when that ended, and its own CPU time."""
         before: dict[int, int] = {}
         for row, slot in zip(rows.tolist(), self.slot(rows).tolist(), strict=True):
             start, end = self.span(row)
-            last = before.get(slot, start)
-            if start > last and not self.launches_between(last, start):
-                found.append((last, start))
+            if slot in before:
+                yield before[slot], start, end
             before[slot] = end
-        return found
 
     def within(self, rows: IntArray, spans: Sequence[tuple[int, int]]) -> IntArray:
         """Those that begin within some intervals of time."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tracetool.checking import unfit
 from tracetool.output import harmless
 from tracetool.render import findings, sentences
 
@@ -22,9 +21,8 @@ _PLACE = re.compile(r"(?P<file>[^\s:]+\.\w+):(?P<line>\d+)(?: in .*)?", re.DOTAL
 def check(found: Check, view: View) -> str:
     """What came of a check."""
     lines = []
-    bad = unfit(found.summary)
-    if bad is not None:
-        lines.append(_command("error", f"{found.summary.source} is not healthy: {bad.message}"))
+    if found.summary.unhealthy:
+        lines.append(_command("error", found.summary.unhealthy))
     if found.not_comparable:
         lines.append(_command("error", found.not_comparable))
     broken, left = (found.broken, 0) if view.everything else sentences.telling(found.outcomes)
@@ -47,9 +45,8 @@ def lint(found: Sequence[Lint], view: View) -> str:
     del view
     lines = []
     for one in found:
-        bad = unfit(one.summary)
-        if bad is not None:
-            lines.append(_command("error", f"{one.summary.source} is not healthy: {bad.message}"))
+        if one.summary.unhealthy:
+            lines.append(_command("error", one.summary.unhealthy))
         for finding in one.findings:
             lead = f"{finding.rule.id} {finding.rule.name} in {findings.where(finding)}"
             told = f"{lead}, {findings.cost(one, finding)}: {findings.what(finding)}. {finding.mend.text}"

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from tracetool import unprofiled
-from tracetool.checking import Result, unfit
+from tracetool.checking import Result
 from tracetool.render import findings, sentences, words
 from tracetool.render import ranks as by_rank
 from tracetool.render.speed import speed_words
@@ -133,7 +133,7 @@ def bounded(blocks: Sequence[str], most: int = MOST_CHARACTERS) -> str:
 def check(found: Check, view: View) -> str:
     """What came of a check: the verdict, then violations, then what was not checked."""
     lines = [f"**{plain(sentences.verdict(found))}**", "", *_sides([("", found.summary)]), ""]
-    bad = unfit(found.summary)
+    bad = found.summary.health.error
     lines += [f"- **not healthy**: {plain(bad.message)}"] if bad is not None else []
     lines += [f"- **warning**: {plain(one.message)}" for one in found.findings]
     broken, left = (found.broken, 0) if view.everything else sentences.telling(found.outcomes)
@@ -175,7 +175,7 @@ def lint(found: Sequence[Lint], view: View) -> str:
     del view
     lines = [f"**{plain(findings.verdict(found))}**", ""]
     for one in found:
-        bad = unfit(one.summary)
+        bad = one.summary.health.error
         lines += _sides([("", one.summary)])
         lines += [f"- **not healthy**: {plain(bad.message)}"] if bad is not None else []
         lines += [f"- {plain(told)}" for told in (findings.step_words(one), *findings.unjudged(one)) if told]

@@ -10,6 +10,7 @@ import numpy as np
 from tracetool.findings.finding import Cost, Culprit, Finding, Mend, Rule
 from tracetool.findings.wording import amount
 from tracetool.metrics import METRICS
+from tracetool.rank_files import noted_rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +32,7 @@ _MEND = Mend(
 
 
 def _find(subjects: list[Subject]) -> Iterator[Finding] | str:
-    ranks = {rank: one for one in subjects if (rank := _rank(one)) is not None}
+    ranks = {rank: one for one in subjects if (rank := noted_rank(one.summary.metadata)) is not None}
     if len(ranks) < 2:
         return "it compares ranks: give the traces of two or more, which name them (distributedInfo)"
     tables = {rank: _counts(one) for rank, one in ranks.items()}
@@ -42,12 +43,6 @@ def _find(subjects: list[Subject]) -> Iterator[Finding] | str:
     if len(differing) > _MOST_DIFFERING * len({path for path, _ in keys}):
         return "the ranks do different work, as stages of a pipeline do: they differ in most of their ranges"
     return _found(ranks, tables, list(keys))
-
-
-def _rank(subject: Subject) -> int | None:
-    told = subject.summary.metadata.get("distributedInfo")
-    rank = told.get("rank") if isinstance(told, dict) else None
-    return rank if isinstance(rank, int) else None
 
 
 def _counts(subject: Subject) -> Counts:
