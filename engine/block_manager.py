@@ -94,7 +94,7 @@ class BlockManager:
         that others use, a copy of it is written to.
 
         Args:
-            seq: `block_table`, `num_computed` and `num_cached_prompt` are set.
+            seq: `block_table`, `computed` and `num_cached_prompt` are set.
             reserve: Blocks that must remain free for others.
             at_most: Tokens that may be left to compute; any number when not given.
 
@@ -120,7 +120,7 @@ class BlockManager:
         seq.num_published = len(hits)
         seq.chain = self._content[hits[-1]].name if hits else ROOT
         seq.block_table = hits + [self._take() for _ in range(new)]
-        seq.num_computed = computed
+        seq.computed = computed
         if not seq.num_preemptions:
             seq.num_cached_prompt = computed
         if shared:
@@ -134,14 +134,17 @@ class BlockManager:
     def cramped(self, seqs: Iterable[Sequence]) -> list[Sequence]:
         """Of sequences that decode, those for which `grow` has something to do before their next step."""
         size, references = self.block_size, self._references
-        return [
-            seq
-            for seq in seqs
-            if len(seq.block_table) * size < seq.next_length
+        found = []
+        for seq in seqs:
+            table = seq.block_table
             # The step writes to the last block, or with one under way to that and the one before.
-            or references[seq.block_table[-1]] > 1
-            or references[seq.block_table[seq.num_computed // size]] > 1
-        ]
+            if (
+                len(table) * size < seq.next_length
+                or references[table[-1]] > 1
+                or references[table[seq.num_computed // size]] > 1
+            ):
+                found.append(seq)
+        return found
 
     def grow(self, seq: Sequence, num_tokens: int) -> bool:
         """Make room for a sequence's first `num_tokens` tokens, and make what will be written its own.
@@ -149,17 +152,15 @@ class BlockManager:
         Returns:
             Whether there was enough; if not, nothing has changed.
         """
-        table = seq.block_table
-        first = seq.num_computed // self.block_size
-        shared = [i for i in range(first, len(table)) if self._references[table[i]] > 1]
-        new = self.blocks_for(num_tokens) - len(table)
-        if not new and not shared:
-            return True
-        if self.num_free < new + len(shared):
+        table, size, references = seq.block_table, self.block_size, self._references
+        shared = [i for i in range(seq.num_computed // size, len(table)) if references[table[i]] > 1]
+        new = -(-num_tokens // size) - len(table)
+        if new + len(shared) > len(self._free) + len(self._unused):
             return False
         for i in shared:
             self._unshare(seq, i)
-        seq.block_table.extend(self._take() for _ in range(new))
+        for _ in range(new):
+            seq.block_table.append(self._take())
         return True
 
     def publish(self, seq: Sequence) -> None:
@@ -188,7 +189,7 @@ class BlockManager:
         for block in reversed(seq.block_table):
             self._release(block)
         seq.block_table = []
-        seq.num_computed = seq.num_published = 0
+        seq.computed = seq.num_published = 0
         seq.chain = ROOT
 
     def withdraw(self, seq: Sequence) -> None:
@@ -204,7 +205,7 @@ class BlockManager:
         for block in parent.block_table:
             self._acquire(block)
         child.block_table = list(parent.block_table)
-        child.num_computed, child.num_published, child.chain = (
+        child.computed, child.num_published, child.chain = (
             parent.num_computed,
             parent.num_published,
             parent.chain,

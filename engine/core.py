@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 
 from engine import ranges
+from engine.backlog import Backlog
 from engine.block_manager import BlockManager, PrefixCacheStats
 from engine.config import PACK_FORCE_FIFO, PACK_LOOKAHEAD, EngineConfig
 from engine.errors import RequestError
@@ -78,6 +79,7 @@ class EngineCore:
         self._num_requests = 0
         self._overlap = runner.variants.overlap == "on"
         self._under_way: _UnderWay | None = None
+        self._backlog: Backlog | None = None
         # Ended while a step that computes them is under way; they keep their blocks until it is done.
         self._leaving: list[Sequence] = []
         # Got a token outside of a step.
@@ -107,8 +109,8 @@ class EngineCore:
             raise RequestError(f"n is {params.n}, but {most} sequences may be under way; lower n or raise max_active")
         if not tokens:
             raise RequestError("the prompt is empty; give at least one token")
-        wrong = next((token for token in tokens if not 0 <= token < vocab), None)
-        if wrong is not None:
+        if min(tokens) < 0 or max(tokens) >= vocab:
+            wrong = next(token for token in tokens if not 0 <= token < vocab)
             raise RequestError(f"the prompt holds the token id {wrong}, but the model's ids go from 0 to {vocab - 1}")
         if len(tokens) >= longest:
             raise RequestError(
@@ -162,7 +164,7 @@ class EngineCore:
         return dataclasses.replace(
             seq,
             request_id=f"{seq.request_id}/{number}",
-            tokens=list(seq.tokens),
+            given=list(seq.tokens),
             # Far from those of other requests, whose seeds may be neighbours.
             seed=(seq.seed + number * _GOLDEN) % 2**63,
             timing=Timing(seq.timing.arrived),
@@ -267,6 +269,9 @@ class EngineCore:
             # Wherever it was, even inside the bookkeeping: begin anew with what has not ended.
             self._seqs = {i: seq for i, seq in self._seqs.items() if seq.finish_reason is None}
             self._under_way, self._leaving, self._early = None, [], []
+            if self._backlog is not None:
+                self._backlog.close()
+                self._backlog = None
             self.scheduler.restart(self._seqs.values())
             self.stats.preemptions = self.scheduler.num_preemptions
             self.runner.reset()
@@ -276,8 +281,12 @@ class EngineCore:
         advanced, self._early = self._early, []
         # Whoever gives up its blocks must know all its tokens. A step asks for three blocks a sequence at most.
         running = len(self.scheduler.running)
-        if self._under_way is not None and (not running or self.blocks.num_free < 3 * running):
+        scarce = not running or self.blocks.num_free < 3 * running
+        if self._under_way is not None and scarce:
             advanced += self._collect()
+        if scarce or (self.blocks.prefix_cache and self.scheduler.may_admit()):
+            # Whoever is admitted, or admitted again, finds all full blocks.
+            self._settle_backlog()
         with annotate(ranges.SCHEDULE):
             plan = self.scheduler.schedule()
         copies = self.blocks.take_copies()
@@ -309,14 +318,14 @@ class EngineCore:
                 now = time.perf_counter()
                 for chunk in chunks:
                     chunk.seq.timing.admitted = chunk.seq.timing.admitted or start
-                    chunk.seq.num_computed = chunk.end
+                    chunk.seq.computed = chunk.end
                     self.blocks.publish(chunk.seq)
                 done = sampled_by(chunks)
                 for chunk in chunks:
                     if chunk.last:
                         self._begin_siblings(chunk.seq)
                 logprobs = sampled.logprobs()
-                for place, (seq, token) in enumerate(zip(done, tokens, strict=True)):
+                for place, (seq, token) in enumerate(zip(done, tokens.tolist(), strict=True)):
                     self._accept(seq, token, now, logprobs.get(place))
         stats = self.stats
         stats.prefills += 1
@@ -339,14 +348,16 @@ class EngineCore:
         start = time.perf_counter()
         with annotate(ranges.DECODE_STEP):
             before = self._under_way
-            tokens = self.runner.decode(seqs)
-            for seq in seqs:
-                seq.num_pending += 1
-            self._under_way = _UnderWay(seqs, tokens)
-            advanced = [] if before is None else self._follow_up(before)
-            if not self._overlap:
-                advanced += self._follow_up(self._under_way)
-                self._under_way = None
+            step = _UnderWay(seqs, self.runner.decode(seqs))
+            if self._overlap:
+                again = before is not None and before.seqs is seqs
+                if not again:
+                    for seq in seqs:
+                        seq.num_pending += 1
+                self._under_way = step
+                advanced = [] if before is None else self._follow_up(before, again=again)
+            else:
+                advanced = self._follow_up(step, again=True)
         stats = self.stats
         stats.decodes += 1
         stats.decode_seconds += time.perf_counter() - start
@@ -358,32 +369,65 @@ class EngineCore:
         under_way, self._under_way = self._under_way, None
         assert under_way is not None
         start = time.perf_counter()
-        advanced = self._follow_up(under_way)
+        advanced = self._follow_up(under_way, again=False)
         self.stats.decode_seconds += time.perf_counter() - start
         return advanced
 
-    def _follow_up(self, step: _UnderWay) -> list[Sequence]:
-        """Wait for a step's tokens, and give them to its sequences; what has ended in the meantime is dropped."""
+    def _follow_up(self, step: _UnderWay, *, again: bool) -> list[Sequence]:
+        """Wait for a step's tokens, and give them to its sequences; what has ended in the meantime is dropped.
+
+        Args:
+            step: Of which batch.
+            again: Whether as many steps of this batch are under way as before it was launched.
+        """
         start = time.perf_counter()
         tokens = step.tokens.wait()
         now = time.perf_counter()
         self.stats.wait_seconds += now - start
-        leaving, self._leaving = self._leaving, []
         with annotate(ranges.POSTPROCESS):
-            size, logprobs = self.config.block_size, step.tokens.logprobs()
-            advanced = []
-            for place, (seq, token) in enumerate(zip(step.seqs, tokens, strict=True)):
-                if seq.finish_reason is not None:
-                    continue
+            logprobs = step.tokens.logprobs()
+            backlog = self._backlog
+            if (
+                again
+                and not logprobs
+                and backlog is not None
+                and backlog.seqs is step.seqs
+                and backlog.take(tokens, now)
+            ):
+                return list(step.seqs)
+            return self._give(step.seqs, tokens.tolist(), now, logprobs, again=again)
+
+    def _give(
+        self, seqs: list[Sequence], tokens: list[int], now: float, logprobs: dict[int, TokenLogprob], *, again: bool
+    ) -> list[Sequence]:
+        """Give a step's tokens to its sequences; who got one."""
+        self._settle_backlog()
+        leaving, self._leaving = self._leaving, []
+        size = self.config.block_size
+        advanced = []
+        for place, (seq, token) in enumerate(zip(seqs, tokens, strict=True)):
+            if seq.finish_reason is not None:
+                continue
+            if not again:
                 seq.num_pending -= 1
-                seq.num_computed += 1
-                if not seq.num_computed % size:
-                    self.blocks.publish(seq)
-                self._accept(seq, token, now, logprobs.get(place) if logprobs else None)
-                advanced.append(seq)
-            # Those that had ended before this step was done; it was the last that computes them.
-            self._free(leaving)
+            seq.computed += 1
+            if not seq.computed % size:
+                self.blocks.publish(seq)
+            self._accept(seq, token, now, logprobs.get(place) if logprobs else None)
+            advanced.append(seq)
+        # Those that had ended before this step was done; it was the last that computes them.
+        self._free(leaving)
+        if again and not leaving and all(seq.finish_reason is None and seq.watch is None for seq in seqs):
+            self._backlog = Backlog(seqs)
         return advanced
+
+    def _settle_backlog(self) -> None:
+        """Let sequences have the tokens that nobody has looked at yet, and others their full blocks."""
+        backlog, self._backlog = self._backlog, None
+        if backlog is not None:
+            backlog.close()
+            for seq in backlog.seqs:
+                self.blocks.publish(seq)
 
     def _free(self, seqs: list[Sequence]) -> None:
         for seq in seqs:
@@ -393,7 +437,7 @@ class EngineCore:
         if token < 0:
             self._fail(seq, _NO_TOKEN, now)
             return
-        tokens, timing = seq.tokens, seq.timing
+        tokens, timing = seq.given, seq.timing
         tokens.append(token)
         if logprob is not None:
             seq.logprobs.append(logprob)
@@ -427,6 +471,7 @@ class EngineCore:
         self._finish(seq, FinishReason.ERROR, now)
 
     def _finish(self, seq: Sequence, reason: FinishReason, now: float) -> None:
+        self._settle_backlog()
         seq.finish_reason = reason
         seq.timing.finished = now
         self.scheduler.remove(seq)

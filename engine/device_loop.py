@@ -5,6 +5,8 @@ host sends what it alone can know: who joins, who leaves, and which blocks are n
 device itself, so the host may learn of it a step late.
 """
 
+import operator
+
 import numpy as np
 from torch import Tensor
 
@@ -40,30 +42,58 @@ class _Rows:
         self._stale: set[int] = set()
         # Of each row: the list that its blocks were copied from, how many, and its next step's tokens.
         self._tables: list[list[int] | None] = [None] * num_rows
-        self._counts = [0] * num_rows
-        self._lengths = [0] * num_rows
+        self._sizes = [0] * num_rows
+        self._lengths = np.zeros(num_rows, dtype=np.int64)
+        # The batch of the step before, its tables and their sizes.
+        self._last: list[Sequence] | None = None
+        self._last_tables: list[list[int]] = []
+        self._last_sizes: list[int] = []
 
     def update(self, seqs: list[Sequence]) -> list[Patches]:
         """What the device must be told before a step of this batch, which moves it on by a token."""
-        patches = self._seat(seqs) if seqs != self.seqs else []
-        tables, counts, lengths = self._tables, self._counts, self._lengths
-        joining: list[tuple[int, Sequence]] = []
-        growing: list[tuple[int, list[int], int]] = []
-        for row, seq in zip(self.rows, seqs, strict=True):
-            table = seq.block_table
-            if tables[row] is not table or lengths[row] != len(seq.tokens) + seq.num_pending:
-                assert not seq.num_pending, "a sequence whose last token is on the device alone has been moved"
-                joining.append((row, seq))
-                tables[row], counts[row], lengths[row] = table, len(table), len(seq.tokens)
-            elif counts[row] != len(table):
-                growing.append((row, table, counts[row]))
-                counts[row] = len(table)
-            lengths[row] += 1
+        tables = [seq.block_table for seq in seqs]
+        sizes = list(map(len, tables))
+        # The very list of the step before: its sequences have come a token further, and no other way.
+        same = seqs is self._last
+        patches = []
+        if not same or sizes != self._last_sizes or not all(map(operator.is_, tables, self._last_tables)):
+            if not same and seqs != self.seqs:
+                patches += self._seat(seqs)
+            patches += self._compare(seqs, tables, sizes, advanced=same)
+            self._last, self._last_tables, self._last_sizes = seqs, tables, sizes
+        self._lengths[self.index] += 1
+        return patches
+
+    def _compare(
+        self, seqs: list[Sequence], tables: list[list[int]], sizes: list[int], *, advanced: bool
+    ) -> list[Patches]:
+        """What the device does not know of seated sequences; it does afterwards.
+
+        Args:
+            seqs: The batch.
+            tables: Their tables.
+            sizes: Of the tables.
+            advanced: Whether their lengths are known to be as expected.
+        """
+        expected = self._lengths[self.index].tolist()
+        lengths = expected if advanced else [seq.next_length for seq in seqs]
+        joining: list[int] = []
+        growing: list[int] = []
+        starts: list[int] = []
+        for i, (row, table) in enumerate(zip(self.rows, tables, strict=True)):
+            if self._tables[row] is not table or lengths[i] != expected[i]:
+                assert not seqs[i].num_pending, "a sequence whose last token is on the device alone has been moved"
+                joining.append(i)
+                self._tables[row], self._lengths[row] = table, seqs[i].num_tokens
+            elif self._sizes[row] != sizes[i]:
+                growing.append(i)
+                starts.append(self._sizes[row])
+            self._sizes[row] = sizes[i]
+        rows, patches = self.rows, []
         if joining:
-            patches.append(self._state.join([row for row, _ in joining], [seq for _, seq in joining]))
+            patches.append(self._state.join([rows[i] for i in joining], [seqs[i] for i in joining]))
         if growing:
-            rows, grown, starts = zip(*growing, strict=True)
-            patches.append(self._state.blocks([*rows], [*grown], [*starts]))
+            patches.append(self._state.blocks([rows[i] for i in growing], [tables[i] for i in growing], starts))
         return patches
 
     def _seat(self, seqs: list[Sequence]) -> list[Patches]:
@@ -83,7 +113,7 @@ class _Rows:
         for seq, source in [(seq, row) for seq, row in self._row_of.items() if row >= self.size]:
             row = self._row_of[seq] = next(free)
             patches.append(self._state.move(source, row, seq))
-            self._tables[row], self._counts[row] = seq.block_table, len(seq.block_table)
+            self._tables[row], self._sizes[row] = seq.block_table, len(seq.block_table)
             self._lengths[row] = self._lengths[source]
             self._stale.discard(row)
             self._stale.add(source)

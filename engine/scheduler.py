@@ -16,6 +16,12 @@ from dataclasses import dataclass, field
 from engine.block_manager import BlockManager
 from engine.sequence import Sequence
 
+# More sequences than this in need of a block in one turn are a crowd, which is served over so many turns before it.
+_CROWD = 32
+_AHEAD = 8
+# Free blocks for each running sequence.
+_PLENTY = 4
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -134,7 +140,8 @@ class Scheduler:
             budget = limits.max_num_batched_tokens - (len(ready) if limits.decode_first else 0)
             plan.prefill = self._prefill(budget)
             left = limits.max_num_batched_tokens - sum(chunk.end - chunk.start for chunk in plan.prefill)
-            plan.decode = ready if limits.decode_first else ready[: max(0, left)]
+            # The same list for the same batch, by which others know that it is.
+            plan.decode = ready if limits.decode_first or left >= len(ready) else ready[: max(0, left)]
         idle = self.has_work and not (plan.prefill or plan.decode)
         if idle and not any(seq.num_pending for seq in self.running.values()):
             raise RuntimeError(
@@ -161,11 +168,35 @@ class Scheduler:
                 self._preempt(next(reversed(self.running.values())))
         if self.num_preemptions > preempted:
             return [seq for seq in ready if seq.request_id in self.running]
-        size = self.blocks.block_size
-        for seq in changing:
-            steps = min(len(seq.block_table) * size, seq.max_len - 1) - seq.next_length
-            self._due.setdefault(self._turn + steps + 1, []).append(seq)
+        self._note_turns([*changing, *self._grow_ahead()])
         return ready
+
+    def _note_turns(self, seqs: list[Sequence]) -> None:
+        """Note when each of these needs a block or ends."""
+        size, turn, due = self.blocks.block_size, self._turn, self._due
+        for seq in seqs:
+            steps = min(len(seq.block_table) * size, seq.max_len - 1) - seq.next_length
+            due.setdefault(turn + steps + 1, []).append(seq)
+
+    def _grow_ahead(self) -> list[Sequence]:
+        """Where a crowd needs blocks in the same turn soon, give some of it theirs now; who got one.
+
+        Otherwise the device would wait for the host in that turn.
+        """
+        for ahead in range(1, _AHEAD + 1):
+            crowd = self._due.get(self._turn + ahead, [])
+            if len(crowd) <= _CROWD:
+                continue
+            early = [seq for seq in crowd[: -(-len(crowd) // (ahead + 1))] if seq.next_length + ahead < seq.max_len]
+            # Blocks that nobody needs yet are taken only where there are plenty.
+            if not early or self.blocks.num_free < _PLENTY * len(self.running):
+                break
+            for seq in early:
+                self.blocks.grow(seq, seq.next_length + ahead)
+            taken = set(early)
+            self._due[self._turn + ahead] = [seq for seq in crowd if seq not in taken]
+            return early
+        return []
 
     def _changed(self) -> None:
         """It is not the same sequences any more that decode, or not with the same blocks."""
@@ -184,7 +215,7 @@ class Scheduler:
                 seq.num_preemptions += 1
                 self.num_preemptions += 1
             seq.block_table = []
-            seq.num_computed = seq.num_pending = 0
+            seq.computed = seq.num_pending = 0
             seq.prefilled = False
 
     def _preempt(self, seq: Sequence) -> None:
@@ -219,21 +250,23 @@ class Scheduler:
         oldest = next(iter(self.waiting.values()), None)
         if oldest is not self._oldest:
             self._oldest, self._passed = oldest, 0
-        running = len(self.running)
-        while self._admits(len(chunks)) and left > 0:
-            new = self._admit_one(left, alone=not chunks)
+        running, room = len(self.running), self._room()
+        while self._may_admit(len(chunks), room) and left > 0:
+            new = self._admit_one(left, room, alone=not chunks)
             if new is None:
                 break
             take(new)
             self.running[new.request_id] = self.waiting.pop(new.request_id)
+            room -= 1 + len(new.siblings)
         self._passed += len(self.running) > running and oldest is not None and oldest.request_id in self.waiting
         return chunks
 
-    def _admit_one(self, left: int, *, alone: bool) -> Sequence | None:
+    def _admit_one(self, left: int, room: int, *, alone: bool) -> Sequence | None:
         """The waiting sequence that is admitted next, with its blocks; None where there is none.
 
         Args:
             left: Tokens that the step has room for.
+            room: See `_room`.
             alone: Whether it has no others yet.
         """
         limits = self.limits
@@ -242,27 +275,30 @@ class Scheduler:
             ahead = list(itertools.islice(self.waiting.values(), limits.lookahead))
             # The longest first, the older first among equals.
             for seq in sorted(ahead, key=lambda seq: -len(seq.tokens)):
-                if self._admit(seq, left):
+                if self._admit(seq, left, room):
                     return seq
         seq = next(iter(self.waiting.values()))
         whole = not limits.chunked_prefill and not alone
-        return seq if self._admit(seq, left if whole else len(seq.tokens)) else None
+        return seq if self._admit(seq, left if whole else seq.num_tokens, room) else None
 
-    def _admit(self, seq: Sequence, at_most: int) -> bool:
+    def _admit(self, seq: Sequence, at_most: int, room: int) -> bool:
         """Give it blocks, if there are enough, and no more than so many of its tokens are left to compute."""
-        if self.running and self._held() + 1 + len(seq.siblings) > self._max_active:
+        if self.running and 1 + len(seq.siblings) > room:
             return False
         # Each running sequence keeps a block to grow into; otherwise what is admitted now is preempted next.
         return self.blocks.admit(seq, reserve=len(self.running), at_most=at_most)
 
-    def _admits(self, num_chunks: int) -> bool:
-        """Whether the mode and the limits on numbers let another sequence in."""
+    def may_admit(self) -> bool:
+        """Whether the mode and the limits on numbers let a waiting sequence in."""
+        return bool(self.waiting) and self._may_admit(0, self._room())
+
+    def _may_admit(self, num_chunks: int, room: int) -> bool:
         closed = self.limits.mode == "offline" and not self._filling
         if not self.waiting or closed or num_chunks >= self.limits.prefill_max_batch_size:
             return False
-        return not self.running or self._held() < self._max_active
+        return not self.running or room > 0
 
-    def _held(self) -> int:
-        """Sequences that hold blocks, or will when the prompt that they share has been computed."""
+    def _room(self) -> int:
+        """Sequences that may come to hold blocks; siblings count before the prompt that they share is computed."""
         running = self.running.values()
-        return len(running) + sum(len(seq.siblings) for seq in running if seq.siblings)
+        return self._max_active - len(running) - sum(len(seq.siblings) for seq in running if seq.siblings)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from engine.ops.interface import Ops
@@ -19,8 +20,8 @@ from engine.variants.shaping import ArrivingLogprobs, Asked, Shaper
 class Tokens(Protocol):
     """What a step sampled, which may still be on its way."""
 
-    def wait(self) -> list[int]:
-        """The tokens, once they are on the host; -1 where none could be chosen."""
+    def wait(self) -> np.ndarray:
+        """The tokens, once they are on the host, as an array of its own; -1 where none could be chosen."""
         ...
 
     def logprobs(self) -> dict[int, TokenLogprob]:
@@ -31,11 +32,11 @@ class Tokens(Protocol):
 class Known:
     """Tokens that are on the host."""
 
-    def __init__(self, tokens: list[int], logprobs: ArrivingLogprobs | None = None) -> None:
-        self._tokens = tokens
+    def __init__(self, tokens: ArrayLike, logprobs: ArrivingLogprobs | None = None) -> None:
+        self._tokens = np.array(tokens, dtype=np.int64)
         self._logprobs = logprobs
 
-    def wait(self) -> list[int]:
+    def wait(self) -> np.ndarray:
         return self._tokens
 
     def logprobs(self) -> dict[int, TokenLogprob]:
@@ -61,9 +62,8 @@ class Arriving:
         self._index = index
         self._logprobs = logprobs
 
-    def wait(self) -> list[int]:
-        tokens: list[int] = self._arrival.numpy()[self._index].tolist()
-        return tokens
+    def wait(self) -> np.ndarray:
+        return np.array(self._arrival.numpy()[self._index])
 
     def logprobs(self) -> dict[int, TokenLogprob]:
         return {} if self._logprobs is None else self._logprobs.wait()
@@ -94,11 +94,11 @@ class _Likeliest:
         """The buffer."""
         return self._buffer.view(torch.int32)
 
-    def on_host(self, int32: Tensor | None = None) -> list[int]:
+    def on_host(self, int32: Tensor | None = None) -> np.ndarray:
         """The tokens, from a copy of the buffer that has arrived or from one that is made now."""
         buffer = self._buffer.cpu() if int32 is None else int32.view(torch.uint8)
         best, tokens = self._split(buffer)
-        return [token if good else -1 for token, good in zip(tokens.tolist(), (best > -math.inf).tolist(), strict=True)]
+        return np.where((best > -math.inf).numpy(), tokens.numpy(), -1)
 
 
 class _ArrivingLikeliest:
@@ -109,7 +109,7 @@ class _ArrivingLikeliest:
         self._arrival = arrival
         self._logprobs = logprobs
 
-    def wait(self) -> list[int]:
+    def wait(self) -> np.ndarray:
         return self._likeliest.on_host(torch.from_numpy(self._arrival.numpy()))
 
     def logprobs(self) -> dict[int, TokenLogprob]:
@@ -204,7 +204,7 @@ class ItemLoop(_Eager):
     ) -> tuple[Tokens, Tensor | None]:
         scores, asked = self._shape(logits, seqs, token_ids, positions)
         if _greedy(seqs):
-            tokens = [_Likeliest(row[None]).on_host()[0] for row in scores]
+            tokens = [int(_Likeliest(row[None]).on_host()[0]) for row in scores]
         else:
             parameters = self._parameters.of(seqs, positions)
             rows = [[values[i : i + 1] for values in (scores, *parameters)] for i in range(len(seqs))]

@@ -30,7 +30,7 @@ def computed(blocks, *tokens):
 
 
 def compute(blocks, seq):
-    seq.num_computed = len(seq.tokens)
+    seq.computed = len(seq.tokens)
     blocks.publish(seq)
 
 
@@ -409,7 +409,7 @@ def test_what_continues_forgotten_blocks_is_not_found():
     blocks = BlockManager(8, 2)
     running = computed(blocks, 1, 2, 5, 6)
     blocks.reset_prefix_cache()
-    running.tokens += [7, 8]
+    running.given += [7, 8]
     assert blocks.grow(running, 6)
     compute(blocks, running)
     assert blocks._match([1, 2, 5, 6, 7, 8]) == []

@@ -435,8 +435,8 @@ def test_a_batch_that_came_back_with_another_length_is_sent_anew():
     one, two = (Sequence("", [number], 1, SamplingParams(), 0, Timing(0.0)) for number in (5, 6))
     inputs.prepare([one, two])
     inputs.sampled([one, two], torch.tensor([7, 8]))
-    one.tokens += [7]
-    two.tokens += [8, 9]
+    one.given += [7]
+    two.given += [8, 9]
     assert [row.tolist() for row in inputs.prepare([one, two])] == [[7, 9], [1, 2], [2, 3]]
 
 

@@ -48,10 +48,10 @@ class Engine:
         plan = self.scheduler.schedule()
         self.blocks.take_copies()
         for chunk in plan.prefill:
-            chunk.seq.num_computed = chunk.end
+            chunk.seq.computed = chunk.end
             self.blocks.publish(chunk.seq)
         for seq in plan.decode:
-            seq.num_computed += 1
+            seq.computed += 1
             self.blocks.publish(seq)
         for seq in [*plan.decode, *(chunk.seq for chunk in plan.prefill if chunk.last)]:
             seq.prefilled = True
@@ -421,3 +421,32 @@ def test_a_request_that_can_never_run_is_a_loud_error():
     engine = Engine(num_blocks=2).add("a", 5)
     with pytest.raises(RuntimeError, match="nothing to do for 1 waiting and 0 running requests"):
         engine.step()
+
+
+# Many at once
+
+
+def test_a_crowd_gets_its_blocks_over_several_steps():
+    names = [str(i) for i in range(90)]
+    engine = Engine(num_blocks=2000, block_size=16).add(names, 1, max_tokens=60)
+    engine.step()
+    taken, free = [], engine.blocks.num_free
+    for _ in range(50):
+        engine.step()
+        taken.append(free - engine.blocks.num_free)
+        free = engine.blocks.num_free
+    # The first block is full after 15 more tokens; the turns before share what is to be done, until it is little.
+    assert taken[:16] == [0] * 7 + [10] * 6 + [0, 0, 30]
+    assert sum(taken) == 3 * 90
+    engine.run()
+
+
+def test_a_crowd_waits_for_its_blocks_where_there_are_few():
+    names = [str(i) for i in range(90)]
+    engine = Engine(num_blocks=400, block_size=16).add(names, 1, max_tokens=40)
+    engine.step()
+    free = engine.blocks.num_free
+    engine.steps(15)
+    assert engine.blocks.num_free == free
+    engine.step()
+    assert engine.blocks.num_free == free - 90
