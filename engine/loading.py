@@ -134,6 +134,11 @@ def load_core(found: Found, config: EngineConfig, progress: Callable[[str], None
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     max_model_len = _max_model_len(config, found.spec)
+    if device.type == "cuda":
+        # An engine that nobody has any more may be in a cycle, and hold nearly all memory. Were it freed later, weights
+        # would lie in what was its cache, of which the rest could not be given back.
+        gc.collect()
+        torch.cuda.empty_cache()
     hf = _load_hf(found, config, dtype, device, say) if config.attention_backend == "hf" else None
     spec = found.spec if hf is None else hf.spec
     variants = choose(config, spec, device, dtype)
@@ -227,9 +232,6 @@ def _warmed_up(
     machine: Machine, config: EngineConfig, variants: Variants, max_model_len: int, say: Callable[[str], None]
 ) -> Runner:
     """A runner whose kernels are compiled, with a cache of the blocks asked for, or of all memory allowed."""
-    # An engine that nobody has any more may be in a cycle, and hold nearly all memory.
-    gc.collect()
-    torch.cuda.empty_cache()
     max_active = config.max_active or config.max_num_seqs
     tokens = min(config.max_num_batched_tokens, max_active * (max_model_len - 1))
     if not config.chunked_prefill:

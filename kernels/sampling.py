@@ -50,6 +50,7 @@ def sample_pieces_kernel(
     before_output_ptr,
     stride_lb,
     VOCAB: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK_V: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -57,10 +58,10 @@ def sample_pieces_kernel(
     row = tl.program_id(0).to(tl.int64)
     piece = tl.program_id(1)
     token = piece * BLOCK_V + tl.arange(0, BLOCK_V)
-    mask = token < VOCAB
     if EARLY:
         wait_for_inputs()
-    scores = tl.load(logits_ptr + row * stride_lb + token, mask=mask, other=float("-inf")).to(tl.float32)
+    scores = tl.load(logits_ptr + row * stride_lb + token, mask=token < WIDTH, other=float("-inf")).to(tl.float32)
+    scores = tl.where(token < VOCAB, scores, float("-inf"))
     temperature = tl.load(temperatures_ptr + row)
     if temperature > 0:
         seed = tl.load(seeds_ptr + row).to(tl.int64)
@@ -104,6 +105,16 @@ def sampling_workspace(batch: int, vocab: int, device: torch.device | str) -> Sa
         torch.empty(batch * pieces, dtype=torch.float32, device=device),
         torch.empty(batch * pieces, dtype=torch.int32, device=device),
     )
+
+
+def _readable_width(logits: Tensor) -> int:
+    """How much of a row is read: to a multiple of 16 where its memory goes on so far, since then it is read in words.
+
+    A mask that may end anywhere makes each logit a load of its own.
+    """
+    vocab = logits.shape[1]
+    width = cdiv(vocab, 16) * 16
+    return width if logits.stride(0) >= width else vocab
 
 
 def sample(
@@ -159,6 +170,7 @@ def sample(
         None,
         logits.stride(0),
         VOCAB=vocab,
+        WIDTH=_readable_width(logits),
         BLOCK_V=BLOCK_V,
         **early(logits.device),
     )
@@ -268,6 +280,7 @@ def sample_and_advance(
         rows.before_output,
         logits.stride(0),
         VOCAB=vocab,
+        WIDTH=_readable_width(logits),
         BLOCK_V=BLOCK_V,
         **early(logits.device),
     )

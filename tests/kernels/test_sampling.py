@@ -53,6 +53,16 @@ def test_the_first_of_equal_logits_wins(memory):
     assert sample(*(memory.frozen(t) for t in arguments)).tolist() == [4000]
 
 
+@pytest.mark.parametrize("behind", [float("inf"), float("nan"), 9.0])
+def test_what_lies_behind_a_row_is_no_token(memory, rng, behind):
+    padded = torch.full((4, 320), behind)
+    padded[:, :300] = torch.randn(4, 300, generator=rng)
+    logits = memory.frozen(padded)[:, :300]
+    temperatures, seeds, positions = case(memory, rng, 4, 300)[1:]
+    arguments = (temperatures, seeds, positions)
+    assert torch.equal(sample(logits, *arguments), sample(memory.frozen(padded[:, :300].contiguous()), *arguments))
+
+
 def test_samples_follow_the_softmax(memory):
     # 4000 draws of five tokens; the chi-square of 4 degrees of freedom passes 18.5 once in a thousand, and
     # these seeds are fixed.
