@@ -232,7 +232,7 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, vocab: int) -> Tensor:
     """The noise that `kernels.sampling` adds to each token's score: float64 `[batch, vocab]`."""
     token = torch.arange(vocab, device=seeds.device)[None, :]
     bits = _philox(seeds.long()[:, None], token, positions.long()[:, None] & 0xFFFFFFFF)
-    uniform = ((bits >> 8).double() + 0.5) / 2**24
+    uniform = ((bits >> 9).double() + 0.5) / 2**23
     return -torch.log(-torch.log(uniform))
 
 

@@ -34,8 +34,8 @@ def gumbel_noise(seed, position, token):
     """Noise of a token of the vocabulary, by Philox."""
     zero = tl.zeros_like(token)
     bits, _, _, _ = tl.philox(seed, token, zero + position, zero, zero)
-    # 24 bits and a half: never 0, never 1, and exact in fp32.
-    uniform = ((bits >> 8).to(tl.int32).to(tl.float32) + 0.5) * (1.0 / 16777216.0)
+    # 23 bits and a half are exact in fp32, and so never 0 and never 1, of which the noise would be infinite.
+    uniform = ((bits >> 9).to(tl.int32).to(tl.float32) + 0.5) * (1.0 / 8388608.0)
     return -tl.log(-tl.log(uniform))
 
 

@@ -80,6 +80,17 @@ def test_samples_follow_the_softmax(memory):
     assert torch.equal(got.cpu(), (logits + noise)[:few].argmax(-1))
 
 
+@pytest.mark.parametrize(("seed", "token"), [(2857, 1755), (4359, 3368)])
+def test_the_largest_noise_there_is_is_finite(memory, seed, token):
+    # The upper 24 bits of these tokens' random numbers are all ones.
+    logits = torch.full((1, 4096), -torch.inf)
+    logits[0, 7] = 0.0
+    arguments = (torch.ones(1), torch.tensor([seed]), torch.zeros(1, dtype=torch.int64))
+    assert sample(*(memory.frozen(t) for t in (logits, *arguments))).tolist() == [7]
+    logits[0, token] = -40.0
+    assert sample(*(memory.frozen(t) for t in (logits, *arguments))).tolist() == [7]
+
+
 def test_hidden_tokens_are_never_drawn(memory, rng):
     logits, _, seeds, positions = case(memory, rng, 6, 50)
     hidden = logits.clone()
