@@ -8,6 +8,7 @@ from engine.ranges import MODEL_FORWARD, annotate
 from engine.sequence import Sequence
 from engine.variants.inputs import DecodeInputs
 from engine.variants.kv_append import KVAppend, LayerStep
+from kernels.rows import score_rows
 
 
 class DecodeForward:
@@ -80,7 +81,7 @@ class KeptLogits:
     def keep(self, logits: Tensor) -> None:
         """Copy logits `[batch, vocab_size]`. The first call, before any recording, makes the memory."""
         if self._kept is None:
-            self._kept = logits.new_empty((self._most, logits.shape[1]))
+            self._kept = score_rows(self._most, logits.shape[1], logits.dtype, logits.device)
         self._kept[: len(logits)].copy_(logits)
 
     def rows(self, count: int) -> Tensor:

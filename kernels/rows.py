@@ -2,7 +2,10 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from kernels.sizes import cdiv
 
 
 class Rows(NamedTuple):
@@ -73,3 +76,8 @@ class Seen(NamedTuple):
     sizes: Tensor
     ids: Tensor
     counts: Tensor
+
+
+def score_rows(rows: int, vocab: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for scores `[rows, vocab]`, whose rows begin at multiples of 16, so that kernels read them in words."""
+    return torch.empty((rows, cdiv(vocab, 16) * 16), dtype=dtype, device=device)[:, :vocab]

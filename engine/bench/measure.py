@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from engine.errors import RequestError
 from engine.sequence import FinishReason
 from engine.timing import RequestTimes, Timing
 
@@ -111,6 +112,7 @@ class Ended(NamedTuple):
 
     timing: Timing
     finish_reason: FinishReason | None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,11 +153,17 @@ def measure(core: "EngineCore", max_tokens: int, serve: Callable[[], tuple[list[
         core: The engine that serves.
         max_tokens: What each request asks for.
         serve: Serves all requests; gives them, and their submit lags where there is a schedule.
+
+    Raises:
+        RequestError: A request could not go on, so that nothing of the run is what was asked for.
     """
     before = Counts.now(core)
     start = time.perf_counter()
     ended, lags = serve()
     seconds = time.perf_counter() - start
+    failed = [one.error for one in ended if one.error is not None]
+    if failed:
+        raise RequestError(f"{len(failed)} of {len(ended)} requests ended with an error, the first: {failed[0]}")
     return Run(
         total_seconds=seconds,
         requests=tuple(RequestTimes.of(one.timing) for one in ended),

@@ -11,7 +11,7 @@ from engine.llm import LLM
 def _serve(llm: LLM, prompts: Prompts, options: SchedulerOptions) -> Serve:
     def serve() -> tuple[list[Ended], list[float]]:
         outputs = llm.generate(prompts, options.params, detokenize=False)
-        return [Ended(output.timing, output.finish_reason) for output in outputs], []
+        return [Ended(output.timing, output.finish_reason, output.error) for output in outputs], []
 
     return serve
 

@@ -131,7 +131,9 @@ def _serve(llm: LLM, prompts: Prompts, options: StreamingOptions) -> Serve:
         finally:
             if pool is not None:
                 pool.shutdown(cancel_futures=True)
-        return [Ended(reader.seq.timing, reader.seq.finish_reason) for reader in readers.values()], lags
+        return [
+            Ended(seq.timing, seq.finish_reason, seq.error) for seq in (reader.seq for reader in readers.values())
+        ], lags
 
     return serve
 

@@ -15,7 +15,7 @@ from engine.ops.interface import Ops
 from engine.sequence import Sequence, TokenLogprob
 from engine.staging import Arrival, Returns, Staging
 from engine.stream import Stream, stream_of
-from kernels.rows import Seen, Shaping
+from kernels.rows import Seen, Shaping, score_rows
 
 # What a row without a request, or one that asks for nothing, has.
 _OFF = Shaping(0.0, 0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, -1)  # type: ignore[arg-type]
@@ -266,7 +266,7 @@ class Shaper:
         if asked.biases is None and not asked.penalises and not asked.cuts:
             return logits
         ops, dtype = self._ops, torch.promote_types(logits.dtype, torch.float32)
-        scores = torch.empty(logits.shape, dtype=dtype, device=logits.device).copy_(logits)
+        scores = score_rows(*logits.shape, dtype, logits.device).copy_(logits)
         if asked.biases is not None:
             ops.add_biases(scores, asked.biases)
         if asked.penalises:

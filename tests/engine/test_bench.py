@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from engine import LLM, ConfigError
+from engine import LLM, ConfigError, RequestError
 from engine.bench import kv_append, peers, report, results, session, streaming, trace
 from engine.bench.cli import FORMS, cli, main
 from engine.bench.measure import Counts, Ended, RequestTimes, Run, mean, measure, percentile
@@ -139,6 +139,17 @@ def test_throughputs_count_every_token_the_first_included():
     run = Run(8.0, (TIMES, RequestTimes.of(ONE_TOKEN)), counts(decode_seconds=2.0))
     assert (run.completion_tokens, run.throughput, run.decode_throughput) == (5, 0.625, 2.5)
     assert Run(8.0, (TIMES,), counts()).decode_throughput != 2.0
+
+
+def test_a_run_in_which_a_request_fails_is_no_result():
+    stats = SimpleNamespace(decodes=0, decode_seconds=0.0, wait_seconds=0.0, preemptions=0)
+    cache = SimpleNamespace(queried_tokens=0, hit_tokens=0)
+    core = SimpleNamespace(stats=stats, prefix_cache_stats=cache, runner=SimpleNamespace(notes={}))
+    ended = [Ended(TIMING, FinishReason.LENGTH), Ended(Timing(0.0), FinishReason.ERROR, "no token could be chosen")]
+    with pytest.raises(
+        RequestError, match=r"^1 of 2 requests ended with an error, the first: no token could be chosen$"
+    ):
+        measure(core, 5, lambda: (ended, []))
 
 
 def test_a_run_counts_what_it_added():
