@@ -266,7 +266,8 @@ class Shaper:
         if asked.biases is None and not asked.penalises and not asked.cuts:
             return logits
         ops, dtype = self._ops, torch.promote_types(logits.dtype, torch.float32)
-        scores = score_rows(*logits.shape, dtype, logits.device).copy_(logits)
+        rows, vocab = logits.shape
+        scores = score_rows(rows, vocab, dtype, logits.device).copy_(logits)
         if asked.biases is not None:
             ops.add_biases(scores, asked.biases)
         if asked.penalises:
