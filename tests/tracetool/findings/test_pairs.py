@@ -18,6 +18,7 @@ PAIRS = {
     "pinned_but_strided": "TT01",
     "small_copies": "TT02",
     "index_lists": "TT02",
+    "sync_in_loop": "TT03",
     "boolean_index": "TT03",
     "recompiles": "TT04",
     "autotune_key": "TT04",
@@ -71,14 +72,6 @@ def test_the_fault_is_found_and_costs_what_the_mend_saves(name):
     assert 1 / FACTOR <= one.cost.ns / saved(fault, mend, once=rule == "TT04") <= FACTOR
 
 
-def test_reads_one_by_one_cost_what_reading_at_once_saves():
-    one_by_one, at_once = (TRACES / f"{name}.json.gz" for name in ("sampler_item_loop", "launch_fixed"))
-    [one] = found(one_by_one, "TT03")
-    assert found(at_once, "TT03") == ()
-    real = saved(one_by_one, at_once, ("decode_step", "sample"))
-    assert 1 / FACTOR <= one.cost.ns / real <= FACTOR
-
-
 def test_one_rank_that_checks_and_logs():
     for which, expected in (("fault", [("log",)]), ("mend", [])):
         ranks = [summary(FOLDER / f"ranks_{rank}.{which}.json.gz") for rank in range(2)]
@@ -102,5 +95,5 @@ def test_the_traces_are_small_healthy_and_name_no_folder_of_the_machine():
         assert summary(path).health.verdict != "error", path
         told = summary(path).metadata["tracetool"]
         assert told["gpus"] == ["NVIDIA H200"]
-        assert told["command"] == ["traces/findings/capture.py", "traces/findings"]
+        assert told["command"][:2] == ["traces/findings/capture.py", "traces/findings"]
     assert sum(path.stat().st_size for path in TRACES.rglob("*.json.gz")) <= 6 * 2**20

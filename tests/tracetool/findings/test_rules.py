@@ -129,6 +129,17 @@ def test_few_or_large_copies_are_left_alone(found):
     assert found("TT02", traced(lambda trace: sends(trace, 5, size=1 << 20))) == []
 
 
+@pytest.mark.parametrize(("direction", "mend"), [("HtoD", "small copies"), ("DtoH", "small reads")])
+def test_small_copies_are_mended_by_where_they_go(tmp_path, direction, mend):
+    def step(trace):
+        for _ in range(5):
+            trace.copy(direction, size=4, op="aten::copy_", us=5)
+        works(trace)
+
+    [told] = lint([traced(step).summary(tmp_path / "trace.json")], [RULES["TT02"]], Threshold(ns=0))
+    assert [one.mend.of for one in told.findings] == [mend]
+
+
 def test_what_nonzero_reads_cannot_be_sent_with_something_else(found):
     def step(trace):
         for _ in range(5):
@@ -568,6 +579,18 @@ def test_the_device_waits_for_the_input(found):
         works(trace)
 
     assert found("TT11", traced(step)) == [("load_batch", {"cpu_ns": 101_000}, 101)]
+
+
+def test_a_host_that_is_late_with_everything_is_not_late_for_its_input(found):
+    def step(trace, after):
+        with trace.range("load_batch", idle=100):
+            pass
+        works(trace)
+        with trace.range("bookkeeping", idle=after):
+            pass
+
+    assert found("TT11", traced(lambda trace: step(trace, 60))) == [("load_batch", {"cpu_ns": 101_000}, 101)]
+    assert found("TT11", traced(lambda trace: step(trace, 120))) == []
 
 
 def test_an_optimizer_that_clears_its_gradients_prepares_no_input(found):

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from tracetool.findings.subject import Subject
 
 _LEAST_SHARE = 0.02
+_MOST_OF_IDLE = 0.5
+"""Where the device idles longer for other reasons, the host is late with everything, and early input is no help."""
+
 _OPTIMIZER = "Optimizer."
 """What `torch.optim` names its ranges: zero_grad at the beginning of a step prepares no input."""
 
@@ -50,7 +53,8 @@ def _found(subject: Subject) -> Iterator[Finding]:
         device = subject.steady(subject.work.of(*DEVICE_WORK))
         time = sum(end - start for start, end in spans)
         idle = (time - subject.busy_between(spans, device)) / subject.units
-        if not subject.step_ns or idle <= 0 or idle < _LEAST_SHARE * subject.step_ns:
+        least = max(_LEAST_SHARE * subject.step_ns, _MOST_OF_IDLE * (subject.step_ns - subject.busy_ns))
+        if not subject.step_ns or idle <= 0 or idle < least:
             continue
         share = idle / subject.step_ns
         yield Finding(
@@ -76,7 +80,7 @@ RULE = Rule(
     "TT11",
     "input-wait",
     "A range without device work before a step's first launch, in most steps, during which the device idles for 2 % of "
-    "the step and more.",
+    "the step and more, and no longer in all the rest of it.",
     "Nothing runs on the device until the input is there, and the host could have made it while the step before ran.",
     "Replayed without the time of the range before the first launch of each step, as if it were prepared meanwhile.",
     (_MEND,),

@@ -29,6 +29,12 @@ _PACK = Mend(
     "on_device.copy_(packed, non_blocking=True)\n"
     "views = on_device.split(sizes)",
 )
+_READ = Mend(
+    "small reads",
+    "Lay the values side by side on the device and read that one tensor, after the last of them: each read costs its "
+    "call and a wait, whatever its size.",
+    "told = torch.stack(values).tolist()  # instead of [value.cpu() for value in values]",
+)
 _LISTS = Mend(
     "tensors from lists",
     "Make the tensors once a step and not in each layer: write the lists as rows of one pinned int32 buffer and send "
@@ -93,7 +99,7 @@ def _finding(subject: Subject, group: Group, *, lists: bool) -> Finding:
             Change(cuts, device=others),
             "replayed with the first of them alone, without the CPU time of the others",
         ),
-        _LISTS if lists else _PACK,
+        _LISTS if lists else _PACK if direction == "HtoD" else _READ,
         np.concatenate([rows, subject.call(rows), syncs]),
     )
 
@@ -108,6 +114,7 @@ RULE = Rule(
     "Replayed with the first of them alone, without the CPU time of the others.",
     (
         _PACK,
+        _READ,
         _LISTS,
     ),
     _find,
