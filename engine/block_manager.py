@@ -186,8 +186,13 @@ class BlockManager:
 
     def release(self, seq: Sequence) -> None:
         """Take all blocks from a sequence; its first blocks, which more prompts share, are evicted last."""
+        references, content, copies = self._references, self._content, self._copies
         for block in reversed(seq.block_table):
-            self._release(block)
+            if references[block] > 1 or block in content or copies:
+                self._release(block)
+            else:
+                references[block] = 0
+                self._free.append(block)
         seq.block_table = []
         seq.computed = seq.num_published = 0
         seq.chain = ROOT

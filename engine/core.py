@@ -136,6 +136,10 @@ class EngineCore:
                 `max_inflight` allows.
         """
         self.check_request(tokens, params)
+        return self.add_checked(tokens, params, request_id)
+
+    def add_checked(self, tokens: list[int], params: SamplingParams, request_id: str | None = None) -> Sequence:
+        """Queue a request that `check_request` has seen; errors as `add` has them."""
         self._check_room(params.n)
         seq = self._new_sequence(list(tokens), len(tokens), params, request_id)
         seq.siblings = [self._sibling(seq, number) for number in range(1, params.n)]

@@ -336,7 +336,7 @@ class LLM:
         requests: list[_Followed] = []
         try:
             for index, (tokens, one) in enumerate(zip(token_ids, all_params, strict=True)):
-                requests += self._follow(self.core.add(tokens, one), index, on_increment)
+                requests += self._follow(self.core.add_checked(tokens, one), index, on_increment)
         except BaseException:
             _abort_all(self.core, [request.seq for request in requests])
             raise

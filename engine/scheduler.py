@@ -96,6 +96,8 @@ class Scheduler:
         self._ready: list[Sequence] | None = None
         self._due: dict[int, list[Sequence]] = {}
         self._turn = 0
+        # Whose prompt was cut where the last prefill ended.
+        self._cut: Sequence | None = None
         # The oldest that waits, and in how many steps others were admitted before it.
         self._oldest: Sequence | None = None
         self._passed = 0
@@ -240,14 +242,18 @@ class Scheduler:
             self._changed()
             wanted = len(seq.tokens) - seq.num_computed
             tokens = min(wanted, left) if limits.chunked_prefill else wanted
+            self._cut = seq if tokens < wanted else None
             chunks.append(Chunk(seq, seq.num_computed, seq.num_computed + tokens, last=tokens == wanted))
             left -= tokens
 
         # At most one is under way, since a prompt is cut only where a step ends.
-        for seq in self.running.values():
-            if not seq.prefilled and left > 0:
-                take(seq)
-        oldest = next(iter(self.waiting.values()), None)
+        cut = self._cut
+        if cut is not None and self.running.get(cut.request_id) is cut and left > 0:
+            take(cut)
+        if not self.waiting:
+            self._oldest = None
+            return chunks
+        oldest = next(iter(self.waiting.values()))
         if oldest is not self._oldest:
             self._oldest, self._passed = oldest, 0
         running, room = len(self.running), self._room()
@@ -258,7 +264,7 @@ class Scheduler:
             take(new)
             self.running[new.request_id] = self.waiting.pop(new.request_id)
             room -= 1 + len(new.siblings)
-        self._passed += len(self.running) > running and oldest is not None and oldest.request_id in self.waiting
+        self._passed += len(self.running) > running and oldest.request_id in self.waiting
         return chunks
 
     def _admit_one(self, left: int, room: int, *, alone: bool) -> Sequence | None:
