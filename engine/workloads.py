@@ -5,9 +5,10 @@ is imported here.
 """
 
 import hashlib
+import importlib.util
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from engine.errors import ConfigError
 from engine.llm import LLM
+from engine.models.families import FAMILIES
 from engine.sampling_params import SamplingParams
 from engine.variants.choice import AXES
 
@@ -46,18 +48,32 @@ class Axis:
 
 @dataclass(frozen=True)
 class Workload:
-    """A program that can be captured."""
+    """A program that can be captured; `preload` names modules that `start` needs and that take long to import."""
 
     name: str
     about: str
     axes: Mapping[str, Axis]
     start: Callable[[Mapping[str, str]], Session]
     eager: Callable[[Mapping[str, str]], Mapping[str, str] | None] | None = None
+    preload: Sequence[str] = ()
 
 
 def without_graphs(settings: Mapping[str, str]) -> Mapping[str, str] | None:
     """Settings of the engine for the same steps without CUDA graphs; None where there are none anyway."""
     return None if settings["cuda_graph"] == "off" else {**settings, "cuda_graph": "off", "graph_sampling": "outside"}
+
+
+def _with_triton(*modules: str) -> tuple[str, ...]:
+    return modules if importlib.util.find_spec("triton") else ()
+
+
+_PRELOAD = (
+    "transformers.models.auto.modeling_auto",
+    *(f"transformers.models.{family}.configuration_{family}" for family in FAMILIES),
+    # Its rotary embedding serves all families that have one.
+    "transformers.models.llama.modeling_llama",
+    *_with_triton("engine.ops.triton_ops", "kernels.kv_append", "kernels.paged_attention", "kernels.prefill_attention"),
+)
 
 
 def _text(about: str, default: object) -> Axis:
@@ -303,6 +319,7 @@ WORKLOADS = [
         },
         Decode,
         without_graphs,
+        _PRELOAD,
     ),
     Workload(
         "serve",
@@ -316,6 +333,7 @@ WORKLOADS = [
         },
         Serve,
         without_graphs,
+        _PRELOAD,
     ),
     Workload(
         "prefill_shapes",
@@ -326,6 +344,7 @@ WORKLOADS = [
             "shapes": Axis("whether numbers repeat", {"new": "each comes once"}, "new"),
         },
         InverseRope,
+        preload=_with_triton("kernels.inverse_rope_fp8"),
     ),
     Workload(
         "inverse_rope_fp8",
@@ -336,6 +355,7 @@ WORKLOADS = [
             "shapes": Axis("whether numbers repeat", {"same": "the same each time"}, "same"),
         },
         InverseRope,
+        preload=_with_triton("kernels.inverse_rope_fp8"),
     ),
     Workload(
         "kv_append",
@@ -358,5 +378,6 @@ WORKLOADS = [
             "dtype": _text("float32, float16 or bfloat16", "bfloat16"),
         },
         KVAppend,
+        preload=_with_triton("engine.bench.kv_append"),
     ),
 ]

@@ -8,28 +8,22 @@ process, and from minute to minute, is seen as the noise that it is.
 from __future__ import annotations
 
 import itertools
-import os
 import re
-import signal
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from tracetool.capturing.jobs import Answer, Job
+from tracetool.capturing.jobs import Job
 from tracetool.capturing.options import ENDING
 from tracetool.chrome import read
 from tracetool.differ import TraceDiff, diff
 from tracetool.errors import CaptureError, SettingError, TracetoolError
+from tracetool.processes import Processes
 from tracetool.summary import summarize
 from tracetool.unprofiled import Times, times_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from tracetool.summary import TraceSummary
 
@@ -199,20 +193,21 @@ def run(
     paths = _trace_paths(plan.folder, variants, force=force)
     plan.folder.mkdir(parents=True, exist_ok=True)
     say = progress or (lambda _: None)
-    for turn in range(plan.rounds):
-        # Each round begins with another, so that nobody is always first after the one before.
-        for i in range(len(measured)):
-            one = measured[(i + turn) % len(measured)]
+    with Processes() as processes:
+        for turn in range(plan.rounds):
+            # Each round begins with another, so that nobody is always first after the one before.
+            for i in range(len(measured)):
+                one = measured[(i + turn) % len(measured)]
+                if one.failure is None:
+                    say(f"round {turn + 1} of {plan.rounds}: {one.variant.label}")
+                    _measure(plan, one, None, processes)
+        for one, path in zip(measured, paths, strict=True):
             if one.failure is None:
-                say(f"round {turn + 1} of {plan.rounds}: {one.variant.label}")
-                _measure(plan, one, trace=None)
-    for one, path in zip(measured, paths, strict=True):
-        if one.failure is None:
-            say(f"capture: {one.variant.label}")
-            _measure(plan, one, trace=path)
-    if measured[0].trace is None:
-        raise CaptureError(f"the baseline {measured[0].variant.label} failed: {measured[0].failure}")
-    counted = _count(plan, measured, say)
+                say(f"capture: {one.variant.label}")
+                _measure(plan, one, path, processes)
+        if measured[0].trace is None:
+            raise CaptureError(f"the baseline {measured[0].variant.label} failed: {measured[0].failure}")
+        counted = _count(plan, measured, say, processes)
     say("")
     return _compare(measured, counted)
 
@@ -226,7 +221,7 @@ def _trace_paths(folder: Path, variants: Sequence[Variant], *, force: bool) -> l
     return paths
 
 
-def _measure(plan: Plan, one: Measured, trace: Path | None) -> None:
+def _measure(plan: Plan, one: Measured, trace: Path | None, processes: Processes) -> None:
     """Run a process for a variant, and take what it answers."""
     job = Job(
         target=plan.target,
@@ -242,7 +237,7 @@ def _measure(plan: Plan, one: Measured, trace: Path | None) -> None:
         earlier_samples=one.samples,
     )
     try:
-        answer = _process(job, one.variant.environment)
+        answer = processes.do(job, one.variant.environment)
     except CaptureError as error:
         one.failure = str(error)
         return
@@ -250,33 +245,6 @@ def _measure(plan: Plan, one: Measured, trace: Path | None) -> None:
         one.samples.append(answer.samples)
     else:
         one.trace, one.result, one.eager = trace, answer.result, answer.eager
-
-
-def _process(job: Job, environment: Mapping[str, str]) -> Answer:
-    """Have a job done in a process of its own.
-
-    Raises:
-        CaptureError: it failed; the sentence that it ended with.
-    """
-    with tempfile.TemporaryDirectory(prefix="tracetool-") as folder:
-        path = Path(folder) / "job.json"
-        path.write_bytes(msgspec.json.encode(job))
-        command = [sys.executable, "-m", "tracetool.capturing.child", str(path)]
-        quiet = {"KINETO_LOG_LEVEL": os.environ.get("KINETO_LOG_LEVEL", "6")}
-        child = subprocess.Popen(
-            command, env={**os.environ, **quiet, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        try:
-            _, err = child.communicate()
-        except BaseException:
-            child.send_signal(signal.SIGINT)
-            child.wait()
-            raise
-        if child.returncode:
-            said = err.decode(errors="replace").strip().splitlines()
-            how = f"it ended with signal {-child.returncode}" if child.returncode < 0 else "it failed without a word"
-            raise CaptureError(said[-1] if said else how)
-        return msgspec.json.decode(path.read_bytes(), type=Answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +255,7 @@ class _Counted:
     ungiven: dict[str, str]
 
 
-def _count(plan: Plan, measured: Sequence[Measured], say: Callable[[str], None]) -> _Counted:
+def _count(plan: Plan, measured: Sequence[Measured], say: Callable[[str], None], processes: Processes) -> _Counted:
     """Count the traces; where there are CUDA graphs, with the ranges of an eager twin, which is captured too."""
     found = _Counted({}, {})
     for one in measured:
@@ -300,7 +268,7 @@ def _count(plan: Plan, measured: Sequence[Measured], say: Callable[[str], None])
             continue
         say(f"capture: {label}, without graphs")
         try:
-            given = summarize(trace, ranges_from=_eager_twin(plan, one, one.trace))
+            given = summarize(trace, ranges_from=_eager_twin(plan, one, one.trace, processes))
         except TracetoolError as error:
             found.ungiven[label] = str(error)
             continue
@@ -311,12 +279,12 @@ def _count(plan: Plan, measured: Sequence[Measured], say: Callable[[str], None])
     return found
 
 
-def _eager_twin(plan: Plan, one: Measured, trace: Path) -> TraceSummary:
+def _eager_twin(plan: Plan, one: Measured, trace: Path, processes: Processes) -> TraceSummary:
     if one.eager is None:
         raise CaptureError("the workload names no twin without graphs")
     path = trace.with_name(trace.name.removesuffix(ENDING) + ".eager" + ENDING)
     twin = Measured(replace(one.variant, settings=one.eager))
-    _measure(plan, twin, trace=path)
+    _measure(plan, twin, path, processes)
     if twin.failure is not None:
         raise CaptureError(f"its twin without graphs failed: {twin.failure}")
     return summarize(read(str(path)))

@@ -12,6 +12,9 @@ A workload is an object with
     eager(settings) -> settings or None
                  optional: what to set for the same work without CUDA graphs, so that a comparison can give graphs' work
                  back to its ranges; None where these settings use no graphs
+    preload      optional: a list of names of modules that take long to import, and that start no thread and use no
+                 device by being imported, nor does the module that offers the workload; a comparison imports them once
+                 and forks its processes (on Linux), so what they hold is alike in all
 
 and a session an object with
 
@@ -32,6 +35,7 @@ import importlib
 import importlib.metadata
 import sys
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tracetool.errors import SettingError, nearest
@@ -39,7 +43,6 @@ from tracetool.project import nearest_pyproject, ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
 GROUP = "tracetool.workloads"
 
@@ -92,6 +95,16 @@ class Workload(Protocol):
     def start(self, settings: Mapping[str, str]) -> Session:
         """Set it up."""
         ...
+
+
+def is_script(target: str) -> bool:
+    """Whether a target is the path of a script."""
+    return target.endswith(".py") or Path(target).is_file()
+
+
+def may_be_workload(target: str) -> bool:
+    """Whether a target, if it is anything, is a workload's name: neither a script nor `package.module:function`."""
+    return not is_script(target) and ":" not in target
 
 
 def find_workloads(folder: Path) -> dict[str, Workload]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,3 +48,8 @@ class Answer(msgspec.Struct, frozen=True):
     samples: list[int]
     result: Any = None
     eager: dict[str, str] | None = None
+
+
+def said_by(job: Path) -> Path:
+    """The file beside a job that has what it says on standard error."""
+    return job.with_suffix(".err")

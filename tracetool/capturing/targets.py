@@ -15,7 +15,7 @@ from torch.profiler import record_function
 
 from tracetool import stepping
 from tracetool.errors import CaptureError, nearest
-from tracetool.workloads import eager_twin, find_workloads, settle
+from tracetool.workloads import eager_twin, find_workloads, is_script, may_be_workload, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,12 +118,12 @@ def find_target(name: str, arguments: Sequence[str], *, module: bool, settings: 
         sys.path.insert(0, here)
     if module:
         found: Program | Stepper = _module(name, arguments, here)
-    elif name.endswith(".py") or Path(name).is_file():
-        found = _script(Path(name), arguments)
-    elif ":" in name:
-        found = _callable(name, arguments)
-    else:
+    elif may_be_workload(name):
         return _workload(name, arguments, settings)
+    elif is_script(name):
+        found = _script(Path(name), arguments)
+    else:
+        found = _callable(name, arguments)
     if settings:
         raise CaptureError(f"--set is for workloads; {name} is none, give it arguments of its own")
     return found
