@@ -23,6 +23,7 @@ from tracetool.capturing import child
 from tracetool.capturing.jobs import Answer
 from tracetool.comparing import combinations, variation
 from tracetool.errors import CaptureError, SettingError
+from tracetool.processes import Processes
 
 TRACES = ROOT / "traces"
 
@@ -54,7 +55,7 @@ def compare(run):
 @pytest.fixture
 def toy(write):
     write("pyproject.toml", PYPROJECT)
-    write("mine.py", WORKLOADS)
+    write("mine.py", WORKLOADS + "    Toy.preload = ['json']\n")
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def jobs(monkeypatch, toy):  # noqa: ARG001 - it has the workload
     seen = []
     answers = {}
 
-    def answer(job, variables):
+    def answer(_, job, variables):
         seen.append((job, dict(variables)))
         key = next((key for key in answers if key in job.settings.values()), None)
         trace, samples, more = answers.get(key, ("train_pinned", [100] * 10, {}))
@@ -73,7 +74,7 @@ def jobs(monkeypatch, toy):  # noqa: ARG001 - it has the workload
             shutil.copyfile(trace if isinstance(trace, Path) else TRACES / f"{trace}.json.gz", job.trace)
         return Answer([] if job.trace else samples, **more)
 
-    monkeypatch.setattr(comparing, "_process", answer)
+    monkeypatch.setattr(Processes, "do", answer)
     return seen, answers
 
 
