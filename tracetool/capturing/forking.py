@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
+# What torch.profiler imports when it begins, for seconds.
+_PROFILING = "torch._inductor.config"
 _PR_SET_PDEATHSIG = 1
 _CUDA_ERROR_NOT_INITIALIZED = 3
 
@@ -113,7 +115,7 @@ def preload(name: str) -> bool:
     wrong = _unforkable()
     if wrong:
         raise CaptureError(f"the workload {name!r} can preload nothing: {wrong} once it is imported")
-    for module in modules:
+    for module in (*modules, _PROFILING):
         try:
             importlib.import_module(module)
         except Exception as error:
