@@ -16,6 +16,7 @@ Interrupts are for jobs. When its parent is gone the process ends, and its job w
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import importlib
@@ -24,7 +25,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tracetool.capturing.jobs import said_by
 from tracetool.errors import CaptureError, SettingError
@@ -63,9 +64,10 @@ def main(workload: str) -> int:
         if not child:
             jobs.close()
             os.close(answers)
-            if forks:
-                _end_with_parent(server)
-            return _work(path)
+            if not forks:
+                return _work(path)
+            _end_with_parent(server)
+            _leave(_work(path))
         if signal.SIGINT in signal.sigpending():
             # It came before there was a child to have it.
             os.kill(child, signal.SIGINT)
@@ -157,6 +159,16 @@ def _work(path: Path) -> int:
     sys.argv = [child.__file__, str(path)]
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     return child.main(path)
+
+
+def _leave(code: int) -> NoReturn:
+    """End as Python does, but leave modules as they are: to take down those that a fork inherits lasts seconds."""
+    try:
+        threading._shutdown()  # type: ignore[attr-defined] # noqa: SLF001 - threads that are not daemons end first
+        atexit._run_exitfuncs()  # noqa: SLF001 - which os._exit leaves out
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":
