@@ -1,5 +1,9 @@
 """The engine as something to capture: what each workload's steps do, in traces of their own and without."""
 
+import importlib.util
+import subprocess
+import sys
+
 import pytest
 
 import tracetool
@@ -296,6 +300,32 @@ def test_descriptions_are_one_line_each():
         for axis in workload.axes.values():
             assert axis.about
             assert not axis.values or axis.default in axis.values
+
+
+PRELOADED = """
+import importlib, sys, threading
+from tests.engine.test_workloads import BY_NAME, DECODE, SERVE, after
+
+for name in sorted({one for workload in BY_NAME.values() for one in workload.preload}):
+    importlib.import_module(name)
+before, threads = set(sys.modules), threading.active_count()
+for model in ("tiny-gpt2", "tiny-qwen3"):
+    after("decode", 1, **DECODE | {"model": model})
+    after("serve", 1, **SERVE | {"model": model})
+print(threads, sorted(set(sys.modules) - before))
+"""
+
+
+def test_what_is_preloaded_is_there():
+    assert all(importlib.util.find_spec(name) for workload in WORKLOADS for name in workload.preload)
+
+
+@pytest.mark.slow
+def test_a_set_up_imports_nothing_that_was_not_preloaded():
+    done = subprocess.run(
+        [sys.executable, "-c", PRELOADED], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "1 []\n"
 
 
 @pytest.mark.parametrize("name", ["decode", "serve"])

@@ -164,7 +164,7 @@ def _work(path: Path) -> int:
 def _leave(code: int) -> NoReturn:
     """End as Python does, but leave modules as they are: to take down those that a fork inherits lasts seconds."""
     try:
-        threading._shutdown()  # type: ignore[attr-defined] # noqa: SLF001 - threads that are not daemons end first
+        threading._shutdown()  # type: ignore[attr-defined] # noqa: SLF001 - waits for threads
         atexit._run_exitfuncs()  # noqa: SLF001 - which os._exit leaves out
     finally:
         sys.stderr.flush()
