@@ -100,6 +100,8 @@ def compare(
     except KeyboardInterrupt:
         kept = f"what was captured until then is in {folder}" if _holds_traces(folder) else "nothing was captured yet"
         context.exit(fail(f"interrupted; {kept}", INTERRUPTED))
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
     write(_rendered(found, form, view, output), output)
     if html is not None:
         _report(found, html)

@@ -163,6 +163,7 @@ class Comparison:
         failures: Why variants failed, by label.
         ungiven: Why the work of a variant's CUDA graphs stays with their launches, by label.
         traces: Where traces are, by label.
+        notes: Why processes were not forked though the workload preloads.
     """
 
     diff: TraceDiff | None
@@ -172,6 +173,7 @@ class Comparison:
     failures: dict[str, str]
     ungiven: dict[str, str]
     traces: dict[str, Path]
+    notes: list[str]
 
 
 def run(
@@ -193,14 +195,18 @@ def run(
     paths = _trace_paths(plan.folder, variants, force=force)
     plan.folder.mkdir(parents=True, exist_ok=True)
     say = progress or (lambda _: None)
-    with Processes() as processes:
-        for turn in range(plan.rounds):
-            # Each round begins with another, so that nobody is always first after the one before.
+    notes: dict[str, None] = {}
+    for turn in range(plan.rounds):
+        # In each round what forks begins anew, so that what forks share differs from round to round.
+        with Processes() as processes:
+            # Each round begins with another variant, so that nobody is always first after the one before.
             for i in range(len(measured)):
                 one = measured[(i + turn) % len(measured)]
                 if one.failure is None:
                     say(f"round {turn + 1} of {plan.rounds}: {one.variant.label}")
                     _measure(plan, one, None, processes)
+        notes |= dict.fromkeys(processes.notes)
+    with Processes() as processes:
         for one, path in zip(measured, paths, strict=True):
             if one.failure is None:
                 say(f"capture: {one.variant.label}")
@@ -208,8 +214,9 @@ def run(
         if measured[0].trace is None:
             raise CaptureError(f"the baseline {measured[0].variant.label} failed: {measured[0].failure}")
         counted = _count(plan, measured, say, processes)
+    notes |= dict.fromkeys(processes.notes)
     say("")
-    return _compare(measured, counted)
+    return _compare(measured, counted, list(notes))
 
 
 def _trace_paths(folder: Path, variants: Sequence[Variant], *, force: bool) -> list[Path]:
@@ -290,7 +297,7 @@ def _eager_twin(plan: Plan, one: Measured, trace: Path, processes: Processes) ->
     return summarize(read(str(path)))
 
 
-def _compare(measured: Sequence[Measured], counted: _Counted) -> Comparison:
+def _compare(measured: Sequence[Measured], counted: _Counted, notes: list[str]) -> Comparison:
     there = [one for one in measured if one.trace is not None]
     labels, summaries = list(counted.summaries), list(counted.summaries.values())
     baseline = measured[0]
@@ -304,4 +311,5 @@ def _compare(measured: Sequence[Measured], counted: _Counted) -> Comparison:
         failures={one.variant.label: one.failure for one in measured if one.failure is not None},
         ungiven=counted.ungiven,
         traces={one.variant.label: one.trace for one in there if one.trace is not None},
+        notes=notes,
     )

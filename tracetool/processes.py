@@ -2,8 +2,8 @@
 
 The process of a script, module or function begins anew. A workload's comes from a server
 (`tracetool.capturing.forking`), one for each environment, which has imported what the workload says that it may import
-beforehand, and forks. What is forked shares with its like what a process is given when it begins: where libraries lie
-in memory, and the seed of hashes.
+beforehand, and forks; where that cannot be done it begins anew, too, and a note says why. What is forked shares with
+its like what a process is given when it begins: where libraries lie in memory, and the seed of hashes.
 """
 
 from __future__ import annotations
@@ -32,10 +32,15 @@ _FORKS = sys.platform == "linux"
 
 
 class Processes:
-    """Has jobs done; at the end of its `with` block none of its processes is left."""
+    """Has jobs done; at the end of its `with` block none of its processes is left.
+
+    Attributes:
+        notes: Why processes were not forked though their workload preloads.
+    """
 
     def __init__(self) -> None:
         self._servers: dict[frozenset[tuple[str, str]], _Server] = {}
+        self.notes: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -60,10 +65,14 @@ class Processes:
             path = Path(folder) / "job.json"
             path.write_bytes(msgspec.json.encode(job))
             said_by(path).touch()
+            server = None
             if _FORKS and not job.module and may_be_workload(job.target):
-                code = self._server(job.target, environment).do(path)
-            else:
-                code = _begin(path, environment)
+                server = self._server(job.target, environment)
+            if server is not None and server.refusal:
+                note = f"{server.refusal}; its processes begin anew"
+                self.notes += [note] if note not in self.notes else []
+                server = None
+            code = _begin(path, environment) if server is None else server.do(path)
             if code:
                 raise CaptureError(_failure(code, said_by(path).read_bytes()))
             return msgspec.json.decode(path.read_bytes(), type=Answer)
@@ -78,7 +87,11 @@ class Processes:
 
 
 class _Server:
-    """A process that forks for jobs, once it is ready."""
+    """A process that forks for jobs, once it is ready.
+
+    Attributes:
+        refusal: Why it does none, in a sentence; empty where it does.
+    """
 
     def __init__(self, workload: str, environment: Mapping[str, str]) -> None:
         with tempfile.TemporaryFile() as said:
@@ -104,25 +117,19 @@ class _Server:
                 raise
             said.seek(0)
             last = said.read()
-        self._refusal = greeting.decode().strip().partition(" ")[2] if greeting else _failure(code, last)
+        self.refusal = greeting.decode().strip().partition(" ")[2] if greeting else _failure(code, last)
 
     @property
     def spent(self) -> bool:
         """Whether it did jobs, and will do no more."""
-        return not self._refusal and self._ended
+        return not self.refusal and self._ended
 
     @property
     def _ended(self) -> bool:
         return self._process.poll() is not None
 
     def do(self, path: Path) -> int:
-        """The exit code of a job; negative where a signal ended it.
-
-        Raises:
-            CaptureError: the server refuses to fork, or ended before it was ready.
-        """
-        if self._refusal:
-            raise CaptureError(self._refusal)
+        """The exit code of a job; negative where a signal ended it."""
         try:
             self._jobs.write(os.fsencode(path) + b"\n")
             answer = self._answers.readline()
