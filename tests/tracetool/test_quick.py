@@ -217,6 +217,38 @@ def test_what_is_plain_is_taken(both, tmp_path, old, new):
     assert_same_both(both(tmp_path / "plain.json"))
 
 
+ALIKE = [EVENT.replace(old, new) for old, new in PLAIN]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_events_of_shapes_that_were_seen_before(both, tmp_path, seed):
+    events = 3 * [EVENT, *ALIKE, *(EVENT.replace(old, new) for old, new in ODD[seed::4])]
+    random.Random(seed).shuffle(events)
+    (tmp_path / "alike.json").write_bytes(b"[" + b",".join(events) + b"]")
+    assert_same_both(both(tmp_path / "alike.json"), same_mends=False)
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        *(b'"%d":1,"External id":%d' % (number, number) for number in (5, 12345)),
+        b'"' + b"long " * 80 + b'":1,"External id":1',
+        b'"External id":1,"a":{"b":[1]},"c":"d"',
+        b'"External id":1,"a":null,"c":-1.5',
+        b'"External id":1,' + b",".join(b'"%d":1' % number for number in range(100)),
+    ],
+)
+def test_more_shapes_than_are_remembered(both, tmp_path, new):
+    many = [EVENT.replace(b'"External id":7', b'"key %d":0,"External id":%d' % (n, n)) for n in range(3000)]
+    one = EVENT.replace(b'"External id":7', new)
+    cut = one[: one.index(b'"args":') + 9]
+    many[::100] = 30 * [one]
+    (tmp_path / "shapes.json").write_bytes(b"[" + b",".join([one, *many, one, one, cut]))
+    found = both(tmp_path / "shapes.json")
+    assert_same_both(found)
+    assert len(found[0].events) == 3003
+
+
 def every_kind():
     """One event or more of every category, with all that is read of each."""
     collective = {"Collective name": "allreduce", "In msg nelems": 8, "Out msg nelems": 4, "dtype": "BFloat16"}

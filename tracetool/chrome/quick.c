@@ -3,8 +3,12 @@
    It takes nothing that the strict decoder of `decode.py` would not take, and says of everything that it does not know
    for sure (an escape like \u00e9 in a name, a time with an exponent, a float for an id, invalid JSON) that it is
    odd: the caller then decodes from that event on in Python, which is the reference. What categories mean is told by
-   the caller, in bits; nothing here knows Kineto. */
+   the caller, in bits; nothing here knows Kineto.
 
+   Profilers write events of one kind alike, but for their values. So the text between the values of an event that was
+   taken is remembered (see "Shapes"), and where an event has text that was seen before, only its values are parsed. */
+
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,6 +42,7 @@ enum {
 #define MOST_LEFT 30 /* digits that are finer than a tenth of a nanosecond */
 #define NOT_READ (-1)
 #define NO_CATEGORY (-2)
+#define NOT_KNOWN (-3)
 
 /* A value as it stands in the text. */
 typedef struct {
@@ -143,8 +148,36 @@ static void clear(table *t) {
 
 /* ---- The reader ----------------------------------------------------------------------------------------------- */
 
+/* What follows some text that was seen. */
+enum { WHOLE_EVENT, TEXT, INTEGER, NUMBER, TIME, ANY };
+
+/* The text between two values of an event, and the value that follows. */
+typedef struct {
+    int32_t literal, length; /* in `literals` */
+    int32_t next;            /* another text that was seen at the same place; -1 for none */
+    int32_t first;           /* what was seen behind the value; -1 for nothing */
+    int32_t code;            /* of the category that the text holds */
+    int8_t what;             /* the kind of value */
+    int8_t slot;             /* where it goes in an event; -1 for nowhere */
+    int8_t fixed_count;
+    struct {
+        int8_t slot, length;
+        int16_t begin;
+    } fixed[2]; /* values that the text holds: the phase and the category */
+} node;
+
+enum { MOST_NODES = 2048, MOST_LITERALS = 1 << 17, MOST_BESIDE = 24, PAD = 16, LONGEST_LITERAL = 256 };
+
 typedef struct {
     table names, categories, tracks, threads;
+    node *nodes;
+    int32_t node_count, first_node;
+    uint8_t *literals;
+    int32_t literals_used;
+    struct {
+        int64_t pid, tid;
+        int32_t number, known;
+    } recent[16]; /* threads of whole numbers */
     int32_t *codes; /* of categories */
     int64_t codes_room;
     uint8_t *scratch; /* a name without its escapes */
@@ -173,10 +206,30 @@ typedef struct {
     int64_t new_category_length;
 } columns;
 
+EXPORT void tracetool_free(reader *r) {
+    if (!r) return;
+    clear(&r->names);
+    clear(&r->categories);
+    clear(&r->tracks);
+    clear(&r->threads);
+    free(r->nodes);
+    free(r->literals);
+    free(r->codes);
+    free(r->scratch);
+    free(r);
+}
+
 EXPORT reader *tracetool_new(const int32_t *flags, int32_t codes, int32_t flow_end, text memory_name, int64_t length) {
     reader *r = calloc(1, sizeof *r);
     if (!r || codes > 16 || length > 32) {
         free(r);
+        return NULL;
+    }
+    r->first_node = -1;
+    r->nodes = malloc(MOST_NODES * sizeof *r->nodes);
+    r->literals = malloc(MOST_LITERALS);
+    if (!r->nodes || !r->literals) {
+        tracetool_free(r);
         return NULL;
     }
     memcpy(r->flags, flags, (size_t)codes * sizeof *flags);
@@ -184,17 +237,6 @@ EXPORT reader *tracetool_new(const int32_t *flags, int32_t codes, int32_t flow_e
     memcpy(r->memory_name, memory_name, (size_t)length);
     r->memory_name_length = length;
     return r;
-}
-
-EXPORT void tracetool_free(reader *r) {
-    if (!r) return;
-    clear(&r->names);
-    clear(&r->categories);
-    clear(&r->tracks);
-    clear(&r->threads);
-    free(r->codes);
-    free(r->scratch);
-    free(r);
 }
 
 /* Tell what code a category has. */
@@ -215,9 +257,17 @@ EXPORT int64_t tracetool_strings(reader *r, int which, uint8_t **bytes, int64_t 
 
 /* ---- JSON ------------------------------------------------------------------------------------------------------ */
 
+enum { MOST_VALUES = 64 };
+
 typedef struct {
     text end;
     enum status why; /* a value could not be taken */
+    /* The values of the event so far; -1 where its shape is not worth remembering. */
+    int logged;
+    struct {
+        text begin, end;
+        int8_t what, slot;
+    } log[MOST_VALUES];
 } scan;
 
 static text fail(scan *s, enum status why) {
@@ -226,6 +276,17 @@ static text fail(scan *s, enum status why) {
 }
 
 static inline text blank(text p, text end) {
+#ifdef __SSE2__
+    while (end - p >= 16) {
+        __m128i bytes = _mm_loadu_si128((const __m128i *)p);
+        __m128i some = _mm_or_si128(
+            _mm_or_si128(_mm_cmpeq_epi8(bytes, _mm_set1_epi8(' ')), _mm_cmpeq_epi8(bytes, _mm_set1_epi8('\n'))),
+            _mm_or_si128(_mm_cmpeq_epi8(bytes, _mm_set1_epi8('\t')), _mm_cmpeq_epi8(bytes, _mm_set1_epi8('\r'))));
+        unsigned others = ~(unsigned)_mm_movemask_epi8(some) & 0xffff;
+        if (others) return p + __builtin_ctz(others);
+        p += 16;
+    }
+#endif
     while (p < end && (*p == ' ' || *p == '\n' || *p == '\t' || *p == '\r')) p++;
     return p;
 }
@@ -300,14 +361,35 @@ static text string(scan *s, text p, int *escapes) {
 
 static inline int digit(uint8_t c) { return (uint8_t)(c - '0') < 10; }
 
+/* The digits at `p`, which are added to those in `found`; whether there are too many of them is for the caller. */
+static inline text digits(text p, text end, uint64_t *found) {
+    uint64_t sum = *found;
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    /* Eight at once: neighbours are joined to pairs, pairs to fours, fours to eight. */
+    if (end - p >= 8) {
+        uint64_t eight = load(p);
+        if (!(((eight & 0xf0f0f0f0f0f0f0f0u) ^ 0x3030303030303030u) |
+              (((eight + 0x0606060606060606u) & 0xf0f0f0f0f0f0f0f0u) ^ 0x3030303030303030u))) {
+            eight = (eight & 0x0f0f0f0f0f0f0f0fu) * 2561 >> 8;
+            eight = (eight & 0x00ff00ff00ff00ffu) * 6553601 >> 16;
+            sum = sum * 100000000 + ((eight & 0x0000ffff0000ffffu) * 42949672960001u >> 32);
+            p += 8;
+        }
+    }
+#endif
+    while (p < end && digit(*p)) sum = sum * 10 + (uint64_t)(*p++ - '0');
+    *found = sum;
+    return p;
+}
+
 /* A number; `whole` says whether it is an integer that `number` holds. */
-static text number(scan *s, text p, int64_t *number, int *whole) {
+static inline text number_at(scan *s, text p, int64_t *number, int *whole) {
     text end = s->end;
     int negative = *p == '-';
     p += negative;
     text first = p;
     uint64_t found = 0;
-    while (p < end && digit(*p)) found = found * 10 + (uint64_t)(*p++ - '0');
+    p = digits(p, end, &found);
     if (p >= end) return fail(s, MORE);
     if (p == first || (*first == '0' && p - first > 1)) return fail(s, ODD);
     if (p - first > 200) return fail(s, ODD); /* larger than a float may be, with an exponent of two digits */
@@ -379,7 +461,7 @@ static text skip(scan *s, text p, int depth) {
     case 'n':
         return word(s, p, "null", 4);
     default:
-        if (*p == '-' || digit(*p)) return number(s, p, &ignored, &flag);
+        if (*p == '-' || digit(*p)) return number_at(s, p, &ignored, &flag);
         return fail(s, ODD);
     }
 }
@@ -395,7 +477,7 @@ static inline text take(scan *s, text p, value *v) {
         return p + 1;
     }
     if (*p == '-' || digit(*p)) {
-        if (!(p = number(s, p, &v->number, &flag))) return p;
+        if (!(p = number_at(s, p, &v->number, &flag))) return p;
         v->kind = flag ? 'i' : 'o';
         return p;
     }
@@ -407,9 +489,9 @@ static inline text take(scan *s, text p, value *v) {
 static inline text take_time(scan *s, text p, value *v) {
     text end = s->end, first = p;
     uint64_t found = 0;
-    while (p < end && digit(*p)) found = found * 10 + (uint64_t)(*p++ - '0');
-    int64_t digits = p - first;
-    if (p < end && digits > 0 && digits <= 15 && (*first != '0' || digits == 1)) {
+    p = digits(p, end, &found);
+    int64_t before = p - first;
+    if (p < end && before > 0 && before <= 15 && (*first != '0' || before == 1)) {
         int decimals = 0;
         if (*p == '.') {
             for (p++; p < end && decimals < 3 && digit(*p); decimals++) found = found * 10 + (uint64_t)(*p++ - '0');
@@ -433,11 +515,29 @@ static inline text take_time(scan *s, text p, value *v) {
 
 /* ---- One event ------------------------------------------------------------------------------------------------- */
 
+enum { SLOTS = 17 };
+
 typedef struct {
-    value ph, cat, name, pid, tid, ts, dur, id;
-    value correlation, external_id, old_external_id, bytes, allocated, held, device_type, collective, line;
-    int args_odd;
+    union {
+        struct {
+            value ph, cat, name, pid, tid, ts, dur, id;
+            value correlation, external_id, old_external_id, bytes, allocated, held, device_type, collective, line;
+        };
+        value all[SLOTS];
+    };
+    int32_t code; /* of its category, where its shape tells it; else `NOT_KNOWN` */
 } event;
+
+/* Not by `memset`, which takes longer for so little. */
+static inline void forget(event *e) {
+    for (int i = 0; i < SLOTS; i++) {
+        e->all[i].begin = NULL;
+        e->all[i].kind = 0;
+    }
+    e->code = NOT_KNOWN;
+}
+
+#define SLOT(name) ((int8_t)(offsetof(event, name) / sizeof(value)))
 
 static inline int is(text key, int64_t length, const char *name, int64_t name_length) {
     return length == name_length && !memcmp(key, name, (size_t)name_length);
@@ -480,6 +580,24 @@ static inline value *field(event *e, text key, int64_t length) {
     }
 }
 
+/* Note a value, from which `remember` makes a shape. */
+static inline void note(scan *s, const event *e, const value *v, text begin, text end) {
+    if (s->logged < 0) return;
+    if (s->logged >= MOST_VALUES || (v && v->kind != 's' && v->kind != 'i')) {
+        s->logged = -1;
+        return;
+    }
+    int quoted = *begin == '"';
+    s->log[s->logged].begin = begin + quoted;
+    s->log[s->logged].end = end - quoted;
+    s->log[s->logged].slot = (int8_t)(v ? v - e->all : -1);
+    s->log[s->logged++].what = quoted                              ? TEXT
+                               : v == &e->ts || v == &e->dur       ? TIME
+                               : v                                 ? INTEGER
+                               : *begin == '-' || digit(*begin) ? NUMBER
+                                                                   : ANY;
+}
+
 static text members(scan *s, text p, event *e, int in_args) {
     text end = s->end;
     p = blank(p, end);
@@ -506,11 +624,14 @@ static text members(scan *s, text p, event *e, int in_args) {
             text begin = p;
             p = v == &e->ts || v == &e->dur ? take_time(s, p, v) : take(s, p, v);
             v->begin = v->begin ? v->begin : begin;
+            if (p) note(s, e, v, begin, p);
         } else if (!in_args && IS("args")) {
             if (*p != '{' || args_seen++) return fail(s, ODD);
             p = members(s, p + 1, e, 1);
         } else {
+            text begin = p;
             p = skip(s, p, 1);
+            if (p) note(s, e, NULL, begin, p);
         }
         if (!p) return p;
         if (p < end && *p != ',') p = blank(p, end);
@@ -519,6 +640,156 @@ static text members(scan *s, text p, event *e, int in_args) {
         if (*p != ',') return fail(s, ODD);
         p = blank(p + 1, end);
         if (p >= end) return fail(s, MORE);
+    }
+}
+
+/* ---- Shapes ----------------------------------------------------------------------------------------------------
+
+   A tree: what stands before the first value, what stood between it and the second one in events that began so, and
+   so on. The same text after values of the same kinds leaves a JSON parser in the same state: what was valid once
+   is valid again, as long as the values are, and these are parsed each time. */
+
+static inline int same_text(text p, text literal, int32_t length) {
+#ifdef __SSE2__
+    for (; length > 0; p += 16, literal += 16, length -= 16) {
+        __m128i equal = _mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)p), _mm_loadu_si128((const __m128i *)literal));
+        unsigned wanted = length >= 16 ? 0xffff : (1u << length) - 1;
+        if (((unsigned)_mm_movemask_epi8(equal) & wanted) != wanted) return 0;
+    }
+    return 1;
+#else
+    return !memcmp(p, literal, (size_t)length);
+#endif
+}
+
+/* Which of the texts seen at some place stands at `p`, -1 for none; it is the first to be tried the next time. */
+static inline int32_t seen(reader *r, int32_t *first, text p, text end) {
+    for (int32_t *at = first; *at >= 0; at = &r->nodes[*at].next) {
+        node *n = &r->nodes[*at];
+        if (end - p < n->length + PAD || !same_text(p, r->literals + n->literal, n->length)) continue;
+        int32_t found = *at;
+        *at = n->next;
+        n->next = *first;
+        *first = found;
+        return found;
+    }
+    return -1;
+}
+
+/* Behind an event of a shape that was seen, whose values go to `e`; NULL where it has none. */
+static text take_shape(reader *r, scan *s, text p, event *e) {
+    text end = s->end;
+    int32_t *place = &r->first_node;
+    for (;;) {
+        int32_t number = seen(r, place, p, end);
+        if (number < 0) return NULL;
+        node *n = &r->nodes[number];
+        for (int i = 0; i < n->fixed_count; i++) {
+            value *v = &e->all[n->fixed[i].slot];
+            v->begin = p + n->fixed[i].begin;
+            v->end = v->begin + n->fixed[i].length;
+            v->kind = 's';
+        }
+        if (n->code != NOT_KNOWN) e->code = n->code;
+        p += n->length;
+        text begin = p;
+        switch (n->what) {
+        case WHOLE_EVENT:
+            return p;
+        case TEXT:
+            p = plain(p, end);
+            if (p >= end || *p != '"') return NULL;
+            if (n->slot >= 0) {
+                value *v = &e->all[n->slot];
+                v->begin = begin;
+                v->end = p;
+                v->kind = 's';
+            }
+            break;
+        case TIME: {
+            value *v = &e->all[n->slot];
+            p = take_time(s, p, v);
+            if (!p || v->kind != 'i') return NULL;
+            v->begin = begin;
+            break;
+        }
+        case INTEGER: {
+            value *v = &e->all[n->slot];
+            if (*p != '-' && !digit(*p)) return NULL;
+            int whole;
+            p = number_at(s, p, &v->number, &whole);
+            if (!p || !whole) return NULL;
+            v->begin = begin;
+            v->kind = 'i';
+            break;
+        }
+        case NUMBER: {
+            int64_t ignored;
+            int whole;
+            if (*p != '-' && !digit(*p)) return NULL;
+            if (!(p = number_at(s, p, &ignored, &whole))) return NULL;
+            break;
+        }
+        default:
+            if (*p == '"' || *p == '-' || digit(*p)) return NULL;
+            if (!(p = skip(s, p, 1))) return NULL;
+        }
+        place = &n->first;
+    }
+}
+
+/* Remember the shape of an event that was taken, whose values were noted. */
+static void remember(reader *r, const scan *s, text begin, text end, int32_t code) {
+    if (s->logged <= 0) return;
+    int32_t *place = &r->first_node;
+    text from = begin;
+    for (int i = 0; i <= s->logged;) {
+        node n = {.next = -1, .first = -1, .code = NOT_KNOWN, .what = WHOLE_EVENT, .slot = -1};
+        text to = end;
+        for (; i <= s->logged; i++) {
+            if (i == s->logged) {
+                i++;
+                break;
+            }
+            int8_t slot = s->log[i].slot;
+            int64_t length = s->log[i].end - s->log[i].begin;
+            if (n.fixed_count < 2 && (slot == SLOT(ph) || slot == SLOT(cat)) && length < 64) {
+                n.fixed[n.fixed_count].slot = slot;
+                n.fixed[n.fixed_count].length = (int8_t)length;
+                n.fixed[n.fixed_count++].begin = (int16_t)(s->log[i].begin - from);
+                if (slot == SLOT(cat)) n.code = code;
+                continue;
+            }
+            to = s->log[i].begin;
+            n.what = s->log[i].what;
+            n.slot = slot;
+            i++;
+            break;
+        }
+        int64_t length = to - from;
+        if (length > LONGEST_LITERAL) return;
+        int beside = 0;
+        int32_t found = *place;
+        for (; found >= 0; found = r->nodes[found].next, beside++) {
+            const node *other = &r->nodes[found];
+            if (other->length == length && other->what == n.what && other->slot == n.slot &&
+                !memcmp(r->literals + other->literal, from, (size_t)length))
+                break;
+        }
+        if (found < 0) {
+            int32_t room = (int32_t)length + PAD;
+            if (beside >= MOST_BESIDE || r->node_count >= MOST_NODES || r->literals_used + room > MOST_LITERALS) return;
+            n.literal = r->literals_used;
+            n.length = (int32_t)length;
+            memcpy(r->literals + n.literal, from, (size_t)length);
+            memset(r->literals + n.literal + length, 0, PAD);
+            r->literals_used += room;
+            n.next = *place;
+            found = *place = r->node_count++;
+            r->nodes[found] = n;
+        }
+        place = &r->nodes[found].first;
+        if (n.what != WHOLE_EVENT) from = s->log[i - 1].end;
     }
 }
 
@@ -556,13 +827,24 @@ static inline int amount(const value *v, int64_t *number, int negative) {
 
 /* A thread is packed as 4 numbers: the kinds and the values of its pid and tid; text by its number as a track. */
 static int32_t thread_of(reader *r, const event *e) {
+    int whole = e->pid.kind == 'i' && e->tid.kind == 'i';
+    int64_t at = (e->tid.number ^ e->pid.number * 5) & 15;
+    if (whole && r->recent[at].known && r->recent[at].pid == e->pid.number && r->recent[at].tid == e->tid.number)
+        return r->recent[at].number;
     int64_t packed[4] = {e->pid.kind, 0, e->tid.kind, 0};
     const value *of[2] = {&e->pid, &e->tid};
     for (int i = 0; i < 2; i++) {
         if (of[i]->kind == 'i') packed[2 * i + 1] = of[i]->number;
         if (of[i]->kind == 's' && (packed[2 * i + 1] = number_of_value(r, &r->tracks, of[i])) < 0) return -1;
     }
-    return number_of(&r->threads, (text)packed, sizeof packed);
+    int32_t number = number_of(&r->threads, (text)packed, sizeof packed);
+    if (whole && number >= 0) {
+        r->recent[at].pid = e->pid.number;
+        r->recent[at].tid = e->tid.number;
+        r->recent[at].number = number;
+        r->recent[at].known = 1;
+    }
+    return number;
 }
 
 static inline int same(const value *v, const char *expected, int64_t length) {
@@ -570,6 +852,10 @@ static inline int same(const value *v, const char *expected, int64_t length) {
 }
 
 static inline int kind_of(reader *r, columns *c, const event *e, int32_t *kind) {
+    if (e->code != NOT_KNOWN) {
+        *kind = e->code;
+        return 1;
+    }
     if (e->cat.kind == 0) {
         *kind = NO_CATEGORY;
         return 1;
@@ -596,13 +882,14 @@ static void ask(columns *c, int64_t row, text base, text begin, text end) {
 }
 
 /* Takes one whole event; says `MORE` for "go on". */
-static int add(reader *r, columns *c, event *e, text base, text begin, text end) {
+static inline int add(reader *r, columns *c, event *e, text base, text begin, text end) {
     if (!is_text(&e->ph) || !is_text(&e->cat) || !is_text(&e->name) || !is_track(&e->pid) || !is_track(&e->tid) ||
         e->cat.kind == 'e' || e->ph.kind == 'e')
         return ODD;
     int32_t kind;
     int known = kind_of(r, c, e, &kind);
     if (known != 1) return known;
+    e->code = kind;
     if (kind == NO_CATEGORY) {
         if (e->name.kind == 'e' && same(&e->ph, "M", 1)) return ODD;
         if (same(&e->ph, "M", 1) && same(&e->name, "thread_name", 11)) ask(c, -1, base, begin, end);
@@ -684,7 +971,10 @@ static int add(reader *r, columns *c, event *e, text base, text begin, text end)
    us; FULL: call again, from `consumed`; NEW_CATEGORY: tell its code, then call again. Each time all events up to
    `consumed` were taken. */
 EXPORT int tracetool_take(reader *r, text base, int64_t length, columns *c) {
-    scan s = {base + length, MORE};
+    event e;
+    scan s;
+    s.end = base + length;
+    s.why = MORE;
     text p = base;
     c->rows = c->sized_count = c->holding_count = c->placed_count = c->lined_count = c->asked_count = 0;
     c->unpaired = c->consumed = 0;
@@ -699,9 +989,13 @@ EXPORT int tracetool_take(reader *r, text base, int64_t length, columns *c) {
         }
         if (*p != '{') return ODD;
         text begin = p;
-        event e;
-        memset(&e, 0, sizeof e);
-        if (!(p = members(&s, p + 1, &e, 0))) return s.why;
+        forget(&e);
+        int known = (p = take_shape(r, &s, p, &e)) != NULL;
+        if (!known) {
+            forget(&e);
+            s.logged = 0;
+            if (!(p = members(&s, begin + 1, &e, 0))) return s.why;
+        }
         text end = p;
         if (end - begin > LONGEST) return ODD; /* whether it is too large to be an event is the caller's to say */
         p = blank(p, s.end);
@@ -709,6 +1003,7 @@ EXPORT int tracetool_take(reader *r, text base, int64_t length, columns *c) {
         if (*p != ',' && *p != ']') return ODD;
         int status = add(r, c, &e, base, begin, end);
         if (status != MORE) return status;
+        if (!known) remember(r, &s, begin, end, e.code);
         c->consumed = p - base;
         if (*p == ']') {
             c->consumed++;

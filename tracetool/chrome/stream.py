@@ -94,7 +94,11 @@ class Text:
 
     def drop(self, position: int) -> None:
         """Forget what stands before `position`."""
-        self.buffer = self.buffer[position:]
+        try:
+            del self.buffer[:position]
+        except BufferError:
+            # Decoded events still point into it.
+            self.buffer = self.buffer[position:]
 
 
 @dataclass
