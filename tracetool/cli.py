@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator, MutableMapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tracetool import __version__
-from tracetool.breakdown_command import breakdown
-from tracetool.capture_commands import capture, workloads
-from tracetool.check_command import check, snapshot
-from tracetool.compare_command import compare
 from tracetool.errors import SettingError, TracetoolError
-from tracetool.lint_command import lint, rules
 from tracetool.opening import printable, ranks_diff_of, ranks_of, several, summarize_all
 from tracetool.options import (
     TRACE,
@@ -30,7 +27,6 @@ from tracetool.options import (
     view_options,
 )
 from tracetool.output import check_target
-from tracetool.perfetto_commands import merge, open_traces
 from tracetool.presenting import FAILED, INTERRUPTED, emit, exit_code_of, fail, uncollected, view_of
 from tracetool.reporting import check_report, html_option, write_report
 
@@ -47,7 +43,46 @@ if TYPE_CHECKING:
 DIFFERS = 1
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_ELSEWHERE = {
+    "breakdown": ("breakdown_command", "breakdown"),
+    "capture": ("capture_commands", "capture"),
+    "check": ("check_command", "check"),
+    "compare": ("compare_command", "compare"),
+    "lint": ("lint_command", "lint"),
+    "merge": ("perfetto_commands", "merge"),
+    "open": ("perfetto_commands", "open_traces"),
+    "rules": ("lint_command", "rules"),
+    "snapshot": ("check_command", "snapshot"),
+    "workloads": ("capture_commands", "workloads"),
+}
+
+
+class _Commands(MutableMapping[str, click.Command]):
+    """Commands by name; a module that is there for other commands is not imported for this one."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._found:
+            module, variable = _ELSEWHERE[name]
+            self._found[name] = getattr(importlib.import_module(f"tracetool.{module}"), variable)
+        return self._found[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._found[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._found, **_ELSEWHERE})
+
+    def __len__(self) -> int:
+        return len({**self._found, **_ELSEWHERE})
+
+
+@click.group(commands=_Commands(), context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="tracetool")
 def cli() -> None:
     """What did my change do to the work on the GPU?
@@ -115,10 +150,9 @@ def diff(
     **options: Any,
 ) -> None:
     """Lay VARIANTS beside BASELINE: what changed, range by range, and what did it; of two folders: rank by rank."""
-    from tracetool.differ import Per
+    context.with_resource(uncollected())
     from tracetool.differ import diff as compare
 
-    context.with_resource(uncollected())
     check_target(output, force=force)
     check_report(html, output, force=force)
     view = view_of(options)
@@ -133,9 +167,8 @@ def diff(
         context.exit(unhealthy or (DIFFERS if exit_code and ranks.differs else 0))
     summaries, eager = summarize_all([baseline, *variants], options)
     _check_patterns(view, [path for found in summaries for path in found.paths])
-    per = Per(options["per"]) if options["per"] else None
     found = compare(
-        *summaries, labels=[printable(label) for label in labels], scope="self" if own else "total", per=per
+        *summaries, labels=[printable(label) for label in labels], scope="self" if own else "total", per=view.per
     )
     emit("diff", found, form, output, _with_next(view, _next_of_diff(found, labels, options)))
     if html is not None:
@@ -194,18 +227,6 @@ def metrics(metrics: tuple[str, ...], form: str, output: Path | None, force: boo
     check_target(output, force=force)
     chosen = [lookup(name) for name in dict.fromkeys(metrics)] or ALL
     emit("metrics", chosen, form, output, None)
-
-
-cli.add_command(breakdown)
-cli.add_command(capture)
-cli.add_command(check)
-cli.add_command(compare)
-cli.add_command(lint)
-cli.add_command(merge)
-cli.add_command(open_traces)
-cli.add_command(rules)
-cli.add_command(snapshot)
-cli.add_command(workloads)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

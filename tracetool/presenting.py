@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from tracetool.differ import Per
     from tracetool.render.view import View
     from tracetool.summary import TraceSummary
 
@@ -42,6 +44,8 @@ _MOST_KEPT = 128 << 20
 def uncollected() -> Iterator[None]:
     """For a short command: without Python's search for garbage, and with freed memory kept for the next array.
 
+    numpy comes without a thread on each core for its linear algebra, of which nothing here makes use.
+
     By default glibc gives the memory of each array back to the system and takes it anew: a fifth of the time that a
     summary of a million events takes. Other C libraries are left as they are.
     """
@@ -49,6 +53,7 @@ def uncollected() -> Iterator[None]:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
         mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
+    _import_numpy()
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -56,6 +61,18 @@ def uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _import_numpy() -> None:
+    name = "OPENBLAS_NUM_THREADS"
+    if "numpy" in sys.modules or name in os.environ:
+        return
+    os.environ[name] = "1"
+    try:
+        importlib.import_module("numpy")
+    finally:
+        # Programs that are started from here have threads as they like.
+        del os.environ[name]
 
 
 class StatusLine:
@@ -82,7 +99,6 @@ def view_of(options: dict[str, Any]) -> View:
     Raises:
         SettingError: a metric or a pattern is none.
     """
-    from tracetool.differ import Per
     from tracetool.globs import PathGlob
     from tracetool.metrics import lookup
     from tracetool.render.view import View
@@ -94,8 +110,14 @@ def view_of(options: dict[str, Any]) -> View:
         metrics=tuple(dict.fromkeys(options["metrics"])),
         depth=options["depth"],
         everything=options["everything"],
-        per=Per(options["per"]) if options["per"] else None,
+        per=_per(options["per"]) if options["per"] else None,
     )
+
+
+def _per(text: str) -> Per:
+    from tracetool.differ import Per
+
+    return Per(text)
 
 
 def exit_code_of(summaries: Sequence[TraceSummary]) -> int:
