@@ -18,6 +18,8 @@ from tracetool.folding import step_number
 from tracetool.nesting import OpenIntervals, order_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from tracetool.events import BoolArray, IntArray
@@ -177,12 +179,16 @@ def _owners(events: EventTable, rows: IntArray, calls: IntArray, device: IntArra
     calls = calls[events.correlation[rows[calls]] != NO_ID]
     if not len(calls):
         return np.full(len(device), -1, dtype=np.int64)
-    correlation = events.correlation[rows[calls]]
-    if (by_id := _ById.of(correlation, calls)) is not None:
-        return by_id.at(events.correlation[rows[device]])
-    order = order_of(correlation, events.start[rows[calls]], events.end[rows[calls]])
+    correlation, wanted = events.correlation[rows[calls]], events.correlation[rows[device]]
+
+    def innermost_last(places: IntArray) -> IntArray:
+        of = rows[calls[places]]
+        return places[order_of(correlation[places], events.start[of], events.end[of])]
+
+    if (by_id := _ById.of(correlation, calls, innermost_last)) is not None:
+        return by_id.at(wanted)
+    order = innermost_last(np.arange(len(calls)))
     ids = correlation[order]
-    wanted = events.correlation[rows[device]]
     last = np.searchsorted(ids, wanted, "right") - 1
     matches = (last >= 0) & (ids[np.maximum(last, 0)] == wanted) & (wanted != NO_ID)
     return np.where(matches, calls[order[np.maximum(last, 0)]], -1)
@@ -190,14 +196,19 @@ def _owners(events: EventTable, rows: IntArray, calls: IntArray, device: IntArra
 
 @dataclass(frozen=True, slots=True)
 class _ById:
-    """Numbers found by ids that are distinct and lie close together, as the profiler counts them."""
+    """Numbers found by ids that lie close together, as the profiler counts them."""
 
     low: int
     table: IntArray
 
     @classmethod
-    def of(cls, ids: IntArray, numbers: IntArray) -> _ById | None:
-        """None where two have one id, or where the ids lie too far apart."""
+    def of(
+        cls, ids: IntArray, numbers: IntArray, chosen_last: Callable[[IntArray], IntArray] | None = None
+    ) -> _ById | None:
+        """None where the ids lie too far apart, or where some are shared and nothing chooses.
+
+        `chosen_last` is given the places of those that share an id; it sorts them by id, the one that counts last.
+        """
         if not len(ids):
             return None
         low, high = int(ids.min()), int(ids.max())
@@ -206,7 +217,16 @@ class _ById:
         table = np.full(high - low + 1, -1, dtype=np.int32)
         place = ids - low
         table[place] = numbers
-        return cls(low, table) if np.array_equal(table[place], numbers) else None
+        lost = np.flatnonzero(table[place] != numbers)
+        if len(lost):
+            if chosen_last is None:
+                return None
+            shared = np.zeros(len(table), dtype=np.bool_)
+            shared[place[lost]] = True
+            sharing = chosen_last(np.flatnonzero(shared[place]))
+            last = np.append(ids[sharing[1:]] != ids[sharing[:-1]], True)
+            table[place[sharing[last]]] = numbers[sharing[last]]
+        return cls(low, table)
 
     def at(self, ids: IntArray) -> IntArray:
         """The number of each id; -1 for none."""

@@ -31,7 +31,7 @@ def is_wrapper(names: list[str]) -> BoolArray:
 
 @dataclass(frozen=True, slots=True)
 class AutogradThreads:
-    """The callers of each autograd thread over time: sorted by thread, then by time of arrival."""
+    """The callers of each autograd thread over time: sorted by thread, then by time of arrival, where they change."""
 
     thread: IntArray
     arrival: IntArray
@@ -83,7 +83,9 @@ def _by_flows(events: EventTable) -> AutogradThreads:
     order = np.lexsort((rank[caller], arrival, thread))
     thread, arrival, caller = thread[order], arrival[order], caller[order]
     first = np.append(True, (thread[1:] != thread[:-1]) | (arrival[1:] != arrival[:-1]))[: len(thread)]
-    return AutogradThreads(thread[first], arrival[first], caller[first])
+    thread, arrival, caller = thread[first], arrival[first], caller[first]
+    change = np.append(True, (thread[1:] != thread[:-1]) | (caller[1:] != caller[:-1]))[: len(thread)]
+    return AutogradThreads(thread[change], arrival[change], caller[change])
 
 
 def _leads(caller: IntArray, thread: IntArray, rank: IntArray) -> BoolArray:

@@ -254,12 +254,17 @@ def _while_capturing(work: Work, rows: IntArray) -> BoolArray:
     calls = work.of(Category.CALL)
     begins = calls[_named(work, calls, apis.named(names, lambda name: "StreamBeginCapture" in name))]
     ends = calls[_named(work, calls, apis.named(names, lambda name: "StreamEndCapture" in name))]
-    start = work.events.start[work.event]
-    begun = np.searchsorted(np.sort(start[begins]), start[rows], "right")
-    ended = np.searchsorted(np.sort(start[ends]), start[rows], "right")
+    begun, ended = (_started_before(work, calls, rows) for calls in (begins, ends))
     # A capture that began before the window has only its end in the file.
     earlier = max(0, len(ends) - len(begins))
     return begun + earlier > ended
+
+
+def _started_before(work: Work, calls: IntArray, rows: IntArray) -> IntArray:
+    """How many of some calls started before each row, or with it."""
+    start, event = work.events.start, work.event
+    count: IntArray = np.searchsorted(np.sort(start[event[calls]]), start[event[rows]], "right")
+    return count
 
 
 def _ids_of_unrelated_calls(work: Work) -> int:

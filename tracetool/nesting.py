@@ -7,6 +7,7 @@ so of two that are open at once, the later in order is the inner one. Intervals 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,9 +16,28 @@ if TYPE_CHECKING:
     from tracetool.events import BoolArray, IntArray
 
 
+_LARGEST_KEY = 2**62
+
+
 def order_of(lane: IntArray, start: IntArray, end: IntArray) -> IntArray:
     """The order described above, as indices."""
-    order: IntArray = np.lexsort((-end, start, lane))
+    if not len(lane):
+        return np.empty(0, dtype=np.int64)
+    first, last = int(start.min()), int(start.max())
+    low, high = int(lane.min()), int(lane.max())
+    order: IntArray
+    if (high - low + 1) * (last - first + 1) >= _LARGEST_KEY:
+        order = np.lexsort((-end, start, lane))
+        return order
+    # Files have most in order, which makes it quick to sort by one number.
+    keys = (lane.astype(np.int64) - low) * (last - first + 1) + (start - first)
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    same = keys[1:] == keys[:-1]
+    if same.any():
+        together = np.flatnonzero(np.append(same, False) | np.append(False, same))
+        which = order[together]
+        order[together] = which[np.lexsort((-end[which], keys[together]))]
     return order
 
 
@@ -31,6 +51,8 @@ def sweep(lane: IntArray, start: IntArray, end: IntArray) -> tuple[IntArray, Int
     The columns are int64, in `order_of` order. Returns each one's parent (an index in that order, -1 for none)
     and its effective end.
     """
+    if np.all(start < end) and (nested := _Nested.of(lane, start, end)) is not None:
+        return nested.parent, end.copy()
     parent = np.full(len(start), -1, dtype=np.int64)
     effective = end.copy()
     ends = end.tolist()
@@ -85,6 +107,51 @@ def _window_max(values: IntArray, low: IntArray, high: IntArray) -> IntArray:
 _BLOCK = 1 << 16
 
 
+class _Nested:
+    """Intervals of which any two of a lane that overlap lie one in the other, by depth."""
+
+    def __init__(self, starts: IntArray, ends: IntArray) -> None:
+        """Take the keys of starts and ends, of intervals in `order_of` order of which none is empty."""
+        count = len(starts)
+        self._starts = starts
+        self._ends = np.sort(ends, kind="stable")
+        depth = np.arange(count) - np.searchsorted(self._ends, starts, "right")
+        # The innermost one open at depth d is the last, so far, that started at depth d.
+        self._by_depth = np.argsort(depth, kind="stable")
+        self._depth_keys = depth[self._by_depth] * count + self._by_depth
+        inner = np.flatnonzero(depth > 0)
+        self.parent = np.full(count, -1, dtype=np.int64)
+        self.parent[inner] = self._last_at(depth[inner] - 1, inner)
+
+    @classmethod
+    def of(cls, lane: IntArray, start: IntArray, end: IntArray) -> _Nested | None:
+        """None where two overlap and do not nest."""
+        clock = LaneClock(lane, start, end)
+        ends = clock.key(lane, end)
+        found = cls(clock.key(lane, start), ends)
+        inner = np.flatnonzero(found.parent >= 0)
+        return found if np.all(ends[found.parent[inner]] >= ends[inner]) else None
+
+    def _last_at(self, depth: IntArray, before: IntArray) -> IntArray:
+        found = np.searchsorted(self._depth_keys, depth * len(self._starts) + before, "left") - 1
+        return self._by_depth[found]
+
+    def at(self, key: IntArray) -> IntArray:
+        """Which interval is open at each moment, given as keys, and started last; or -1."""
+        started = np.searchsorted(self._starts, key, "right")
+        depth = started - np.searchsorted(self._ends, key, "right")
+        inside = np.flatnonzero(depth > 0)
+        found = np.full(len(key), -1, dtype=np.int64)
+        found[inside] = self._last_at(depth[inside] - 1, started[inside])
+        return found
+
+    @cached_property
+    def changes(self) -> tuple[IntArray, IntArray]:
+        """The moments from which on another interval is open, and which; at first none is."""
+        moments = np.sort(np.concatenate([self._starts, self._ends]), kind="stable")
+        return moments, np.append(self.at(moments), -1)
+
+
 class OpenIntervals:
     """Answers, for many moments at once, which interval of a lane is open and started last."""
 
@@ -93,43 +160,30 @@ class OpenIntervals:
         # Empty intervals are never open.
         kept = np.flatnonzero(end > start)
         order = kept[order_of(lane[kept], start[kept], end[kept])]
-        self._index = order
+        self._index = np.append(order, -1)
         lanes, starts, ends = lane[order], start[order], end[order]
         self._clock = LaneClock(lanes, starts, ends)
-        self._starts = self._clock.key(lanes, starts)
-        if not self._set_ends(self._clock.key(lanes, ends)):
+        nested = _Nested.of(lanes, starts, ends)
+        if nested is None:
             _, effective = sweep(lanes, starts, ends)
-            self._set_ends(self._clock.key(lanes, effective))
-
-    def _set_ends(self, ends: IntArray) -> bool:
-        """Index the intervals by depth; says whether they nest."""
-        count = len(self._starts)
-        self._ends = np.sort(ends, kind="stable")
-        depth = np.arange(count) - np.searchsorted(self._ends, self._starts, "right")
-        # The innermost one open at depth d is the last, so far, that started at depth d.
-        self._by_depth = np.argsort(depth, kind="stable")
-        self._depth_keys = depth[self._by_depth] * count + self._by_depth
-        inner = np.flatnonzero(depth > 0)
-        around = self._last_at(depth[inner] - 1, inner)
-        return bool(np.all(ends[around] >= ends[inner]))
-
-    def _last_at(self, depth: IntArray, before: IntArray) -> IntArray:
-        found = np.searchsorted(self._depth_keys, depth * len(self._starts) + before, "left") - 1
-        return self._by_depth[found]
+            nested = _Nested(self._clock.key(lanes, starts), self._clock.key(lanes, effective))
+        self._nested = nested
 
     def at(self, lane: IntArray, time: IntArray) -> IntArray:
         """The interval of `lane` open at `time` that started last, as an index into the columns given; or -1."""
         out = np.full(len(time), -1, dtype=np.int64)
-        if not len(self._starts):
+        if len(self._index) == 1:
             return out
         # In blocks, so that what is needed on the way stays small beside the trace.
         for begin in range(0, len(time), _BLOCK):
             block = slice(begin, begin + _BLOCK)
             key = self._clock.key(lane[block], time[block])
-            started = np.searchsorted(self._starts, key, "right")
-            depth = started - np.searchsorted(self._ends, key, "right")
-            inside = np.flatnonzero(depth > 0)
-            out[begin + inside] = self._index[self._last_at(depth[inside] - 1, started[inside])]
+            if len(time) < len(self._index):
+                found = self._nested.at(key)
+            else:
+                moments, which = self._nested.changes
+                found = which[np.searchsorted(moments, key, "right") - 1]
+            out[block] = self._index[found]
         return out
 
 
@@ -142,7 +196,7 @@ class LaneClock:
         self._width = last - self._origin + 3
         self._lanes = int(lane.max()) + 1 if len(lane) else 0
         self._ranks: IntArray | None = None
-        if self._lanes * self._width >= 2**62:
+        if self._lanes * self._width >= _LARGEST_KEY:
             self._ranks = np.unique(np.concatenate([start, end]))
             self._width = len(self._ranks) + 1
 

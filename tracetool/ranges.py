@@ -162,8 +162,7 @@ def build(events: EventTable, sources: Sequence[RangeSource] = (), folds: Sequen
     opened = OpenIntervals(thread, start, end)
     callers = autograd.find(events)
     via = _adopt(parent, thread, start, opened, callers)
-    names = _folded(events, raw_name, thread, folds)
-    path, paths = _paths(names, parent, start)
+    path, paths = _paths(*_folded(events, raw_name, thread, folds), parent, start)
     graph = np.zeros(len(via), dtype=np.bool_)
     return RangeTable(thread, start, end, raw_name, parent, via, graph, overlap, path, paths, opened, callers)
 
@@ -279,25 +278,40 @@ def _is_within(parent: IntArray, node: int, holder: int) -> bool:
     return node >= 0
 
 
-def _folded(events: EventTable, raw_name: IntArray, thread: IntArray, folds: Sequence[Fold]) -> list[str]:
-    folded = {int(name): fold(events.names[name], folds) for name in np.unique(raw_name) if name >= 0}
-    return [
-        folded[name] if name >= 0 else f"thread {events.threads[of].label}"
-        for name, of in zip(raw_name.tolist(), thread.tolist(), strict=True)
-    ]
+def _folded(
+    events: EventTable, raw_name: IntArray, thread: IntArray, folds: Sequence[Fold]
+) -> tuple[list[str], list[int]]:
+    """The folded names, each once, and the number of that of each run."""
+    numbers: dict[str, int] = {}
+    # Behind the names stand the threads, which serve as ranges where there is no name.
+    which = np.where(raw_name >= 0, raw_name, len(events.names) + thread)
+    of = np.zeros(len(events.names) + len(events.threads), dtype=np.int64)
+    for one in np.flatnonzero(np.bincount(which, minlength=1)).tolist():
+        named = one < len(events.names)
+        name = fold(events.names[one], folds) if named else f"thread {events.threads[one - len(events.names)].label}"
+        of[one] = numbers.setdefault(name, len(numbers))
+    return list(numbers), of[which].tolist()
 
 
-def _paths(names: list[str], parent: IntArray, start: IntArray) -> tuple[IntArray, PathTree]:
+def _paths(names: list[str], name: list[int], parent: IntArray, start: IntArray) -> tuple[IntArray, PathTree]:
+    """Number the paths as their first runs start."""
     tree = PathTree([], [])
-    numbers: dict[tuple[int, str], int] = {}
-    path = [-1] * len(names)
+    # Of the path around, of the first name in it, and so on.
+    numbers: dict[int, int] = {}
+    path = [-1] * len(name)
     parents = parent.tolist()
-    for first in np.lexsort((np.arange(len(start)), start)).tolist():
+    for first in np.argsort(start, kind="stable").tolist():
         # A parent comes earlier, unless it starts at the same moment on another thread.
         waiting = [first] if path[first] < 0 else []
-        while waiting and parents[waiting[-1]] >= 0 and path[parents[waiting[-1]]] < 0:
-            waiting.append(parents[waiting[-1]])
+        while waiting and (around := parents[waiting[-1]]) >= 0 and path[around] < 0:
+            waiting.append(around)
         for i in reversed(waiting):
             up = path[parents[i]] if parents[i] >= 0 else -1
-            path[i] = tree.number(numbers, up, names[i])
+            key = (up + 1) * len(names) + name[i]
+            number = numbers.get(key, -1)
+            if number < 0:
+                number = numbers[key] = len(tree.name)
+                tree.parent.append(up)
+                tree.name.append(names[name[i]])
+            path[i] = number
     return np.array(path, dtype=np.int64), tree

@@ -437,14 +437,14 @@ class TraceSummary:
     def contributors(self, row: int, by: str, scope: str = "self") -> dict[str, Counts]:
         """What made a row's counts: for each op, kernel, function or line its part of every metric."""
         found: dict[str, Counts] = defaultdict(dict)
-        for metric in self._contributions(by):
+        for metric in self.tally.amounts:
             for name, value in self.contributors_to(metric, row, by, scope).items():
                 found[name][metric] = value
         return dict(found)
 
     def contributors_to(self, metric: str, row: int, by: str, scope: str = "self") -> dict[str, int]:
         """What made one of a row's counts: the part of each op, kernel, function or line."""
-        entries = self._contributions(by).get(metric)
+        entries = self._contributions(metric, by)
         if entries is None:
             return {}
         rows = self.subtree(row) if scope == "total" else range(row, row + 1)
@@ -454,25 +454,29 @@ class TraceSummary:
             found[name] += value
         return dict(found)
 
-    def _contributions(self, by: str) -> dict[str, _Entries]:
-        if by not in self._contributed:
-            label, texts = self._labels.by(by)
-            found = self._contributed[by] = {}
-            for metric, amounts in self.tally.amounts.items():
-                names = label[amounts.rows]
-                known = names >= 0
-                if known.any():
-                    rows = self._rows.of_slot[self.tally.slot[amounts.rows[known]]]
-                    triples = _grouped(rows, names[known], amounts.values[known])
-                    found[metric] = _Entries(
-                        np.array([row for row, _, _ in triples], dtype=np.int64),
-                        [texts(name) for _, name, _ in triples],
-                        np.array([value for _, _, value in triples], dtype=np.int64),
-                    )
-        return self._contributed[by]
+    def _contributions(self, metric: str, by: str) -> _Entries | None:
+        if (metric, by) not in self._contributed:
+            self._contributed[metric, by] = self._contributions_to(metric, by)
+        return self._contributed[metric, by]
+
+    def _contributions_to(self, metric: str, by: str) -> _Entries | None:
+        if metric not in self.tally.amounts:
+            return None
+        amounts = self.tally.amounts[metric]
+        label, texts = self._labelled(by)
+        names = label[amounts.rows]
+        known = names >= 0
+        if not known.any():
+            return None
+        triples = _grouped(self.rows_of(amounts.rows[known]), names[known], amounts.values[known])
+        return _Entries(
+            np.array([row for row, _, _ in triples], dtype=np.int64),
+            [texts(name) for _, name, _ in triples],
+            np.array([value for _, _, value in triples], dtype=np.int64),
+        )
 
     @cached_property
-    def _contributed(self) -> dict[str, dict[str, _Entries]]:
+    def _contributed(self) -> dict[tuple[str, str], _Entries | None]:
         return {}
 
     @cached_property
@@ -511,13 +515,18 @@ class TraceSummary:
         """The op that made each piece of work, and where the program called it (its line, else its function)."""
         found: list[list[str]] = []
         for by in ("op", "line", "function"):
-            labels, text = self._label_columns[by]
+            labels, text = self._labelled(by)
             found.append([text(label) if label >= 0 else "" for label in labels[rows].tolist()])
         return [(op, line or function) for op, line, function in zip(*found, strict=True)]
 
+    def _labelled(self, by: str) -> tuple[IntArray, Callable[[int], str]]:
+        if by not in self._label_columns:
+            self._label_columns[by] = self._labels.by(by)
+        return self._label_columns[by]
+
     @cached_property
     def _label_columns(self) -> dict[str, tuple[IntArray, Callable[[int], str]]]:
-        return {by: self._labels.by(by) for by in ("op", "line", "function")}
+        return {}
 
     # Invariants --------------------------------------------------------------------------------------------
 

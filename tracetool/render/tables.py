@@ -352,9 +352,8 @@ def _tops(found: TraceSummary, rows: Iterable[int], metric: str) -> str:
     for by in ("line", "op"):
         counts: dict[str, int] = {}
         for row in rows:
-            for name, amounts in found.contributors(row, by).items():
-                if metric in amounts:
-                    counts[name] = counts.get(name, 0) + amounts[metric]
+            for name, amount in found.contributors_to(metric, row, by).items():
+                counts[name] = counts.get(name, 0) + amount
         if counts:
             best = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
             unit = METRICS[metric].unit
