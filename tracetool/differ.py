@@ -99,7 +99,11 @@ class Cell:
     @property
     def median(self) -> float:
         """Of all samples."""
-        return float(np.median(self.samples)) if self.count else 0.0
+        if not self.count:
+            return 0.0
+        # What `np.median` gives, which takes 20 times as long for the few samples that most cells have.
+        ordered, middle = np.sort(self.samples), self.count // 2
+        return (float(ordered[middle]) + float(ordered[middle - 1 + self.count % 2])) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,8 +302,9 @@ class TraceDiff:
 
     def _per_of(self, metric: str, parts: tuple[_Part | None, ...]) -> Per:
         called = any(
-            part is not None and side.summary.calls[list(part.rows)].sum()
+            side.summary.calls[row]
             for side, part in zip(self.sides, parts, strict=True)
+            for row in (part.rows if part is not None else ())
         )
         if metric == "calls" and self.per is None and not self.stepped and self._nested(parts):
             return Per.CALL
@@ -340,7 +345,7 @@ class TraceDiff:
                 summary.calls_within(row) if metric == "calls" else summary.samples(metric, row, self.scope)
                 for row in part.rows
             ]
-            return Cell(np.concatenate(samples))
+            return Cell(samples[0] if len(samples) == 1 else np.concatenate(samples))
         pieces = _scoped(part, self.scope, metric)
         whole = np.max if metric == PEAK else np.sum
         if per is Per.STEP:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,12 +53,10 @@ def ratio_of_medians(baseline: npt.ArrayLike, variant: npt.ArrayLike) -> Ratio |
     before, after = np.sort(np.asarray(baseline, np.float64)), np.sort(np.asarray(variant, np.float64))
     if min(len(before), len(after)) < FEWEST:
         return None
-    random = np.random.default_rng(_SEED)
-    below, above = _resampled_medians(before, random), _resampled_medians(after, random)
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(_ratios(above, below), [tail, 1 - tail], method="nearest")
-    (value,) = _ratios(np.array([np.median(after)]), np.array([np.median(before)]))
-    return Ratio(float(value), float(low), float(high))
+    places = _places(len(before), len(after))
+    below, above = (_at(side, drawn) for side, drawn in zip((before, after), places, strict=True))
+    (value,) = _ratios(np.array([_middle(after)]), np.array([_middle(before)]))
+    return Ratio(float(value), *_interval(_ratios(above, below)))
 
 
 FEWEST_PROCESSES = 4
@@ -83,11 +82,9 @@ def ratio_of_nested_medians(baseline: Sequence[Sequence[float]], variant: Sequen
         return None
     random = np.random.default_rng(_SEED)
     below, above = (_resampled_means(side, random) for side in sides)
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(_ratios(above, below), [tail, 1 - tail], method="nearest")
     means = [np.array([np.mean([np.median(samples) for samples in side])]) for side in sides]
     (value,) = _ratios(means[1], means[0])
-    return Ratio(float(value), float(low), float(high))
+    return Ratio(float(value), *_interval(_ratios(above, below)))
 
 
 def mean_of_medians(processes: Sequence[Sequence[float]]) -> float | None:
@@ -115,20 +112,45 @@ def _ratios(above: npt.NDArray[np.float64], below: npt.NDArray[np.float64]) -> n
     return found
 
 
-def _resampled_medians(ordered: npt.NDArray[np.float64], random: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Medians of samples drawn with replacement, without drawing them.
+def _interval(ratios: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The quantiles, of `_RESAMPLES` ratios, between which the confidence lies: those nearest to them."""
+    tail = round((_RESAMPLES - 1) * (1 - _CONFIDENCE) / 2)
+    ordered = np.partition(ratios, (tail, _RESAMPLES - 1 - tail))
+    return float(ordered[tail]), float(ordered[_RESAMPLES - 1 - tail])
+
+
+def _middle(ordered: npt.NDArray[np.float64]) -> float:
+    """The median of sorted values."""
+    half = len(ordered) // 2
+    return float(ordered[half] + ordered[half - 1 + len(ordered) % 2]) / 2
+
+
+Places = tuple["npt.NDArray[np.int32]", ...]
+"""Where the medians of samples drawn with replacement stand among sorted values: one, or two to take the mean of."""
+
+
+@lru_cache(maxsize=64)
+def _places(before: int, after: int) -> tuple[Places, Places]:
+    """Places of the resampled medians of two sides of so many values; most rows of a trace have as many as others."""
+    random = np.random.default_rng(_SEED)
+    return _drawn(before, random), _drawn(after, random)
+
+
+def _drawn(n: int, random: np.random.Generator) -> Places:
+    """Places of medians of samples drawn with replacement, without drawing them.
 
     Drawing n of n sorted values is drawing n uniform numbers and taking `floor(n u)`; the k-th smallest of n uniform
     numbers is Beta(k, n - k + 1), and the next one above it is then 1 - (1 - u) * Beta(n - k, 1) (David and Nagaraja,
     Order Statistics, 2003, ch. 2).
     """
-    n = len(ordered)
     k = (n + 1) // 2
     lower = random.beta(k, n - k + 1, _RESAMPLES)
-    at_lower: npt.NDArray[np.float64] = ordered[np.minimum((lower * n).astype(np.int64), n - 1)]
-    if n % 2:
-        return at_lower
-    upper = 1 - (1 - lower) * random.beta(n - k, 1, _RESAMPLES)
-    at_upper = ordered[np.minimum((upper * n).astype(np.int64), n - 1)]
-    middle: npt.NDArray[np.float64] = (at_lower + at_upper) / 2
+    places = [lower] if n % 2 else [lower, 1 - (1 - lower) * random.beta(n - k, 1, _RESAMPLES)]
+    return tuple(np.minimum((place * n).astype(np.int32), n - 1) for place in places)
+
+
+def _at(ordered: npt.NDArray[np.float64], places: Places) -> npt.NDArray[np.float64]:
+    if len(places) == 1:
+        return ordered[places[0]]
+    middle: npt.NDArray[np.float64] = (ordered[places[0]] + ordered[places[1]]) / 2
     return middle

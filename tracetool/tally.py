@@ -236,24 +236,21 @@ def union_lengths_up(
     depth = np.zeros(groups, dtype=np.int64)
     for number, level in enumerate(tree.levels):
         depth[level] = number
-    group, device, start, end = _merged(group, device, start, end)
-    at = depth[group]
-    for number in range(len(tree.levels) - 1, 0, -1):
-        deepest = at == number
-        if not deepest.any():
-            continue
-        group[deepest] = tree.parent[group[deepest]]
-        at[deepest] = number - 1
-        near = at == number - 1
-        far = ~near
-        merged = _merged(group[near], device[near], start[near], end[near])
-        level = np.zeros(groups, dtype=np.bool_)
-        level[merged[0]] = True
-        sums[level] = _sum_by(merged[0], merged[3] - merged[2], groups)[level]
-        group, device, start, end = (
-            np.concatenate([old[far], new]) for old, new in zip((group, device, start, end), merged, strict=True)
-        )
-        at = depth[group]
+    columns = _merged(group, device, start, end)
+    by_depth = np.argsort(depth[columns[0]], kind="stable")
+    edges = np.searchsorted(depth[columns[0]][by_depth], np.arange(len(tree.levels) + 1))
+    below = tuple(column[:0] for column in columns)
+    for number in range(len(tree.levels) - 1, -1, -1):
+        here = by_depth[edges[number] : edges[number + 1]]
+        if len(below[0]):
+            both = [np.concatenate([column[here], up]) for column, up in zip(columns, below, strict=True)]
+            group, device, start, end = below = _merged(*both)
+            level = np.unique(group)
+            sums[level] = _sum_by(np.searchsorted(level, group), end - start, len(level))
+        else:
+            below = tuple(column[here] for column in columns)
+        if number:
+            below = (tree.parent[below[0]], *below[1:])
     return sums
 
 
