@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracetool import apis, autograd
-from tracetool.events import DEVICE_WORK, NO_ID, Category, EventTable, is_any
+from tracetool.events import DEVICE_WORK, NO_LINK, Category, EventTable, index_type, is_any
 from tracetool.folding import step_number
 from tracetool.nesting import OpenIntervals, order_of
 
@@ -59,10 +59,8 @@ class Work:
 
     `event` is a row of the trace's events, `range` a row of the range table, `OUTSIDE` or `EARLIER`, `thread`
     the thread that it ran on (for device work: that its call ran on), `via_autograd` whether the range was
-    found by rule 3, `step` an index into `steps` or -1, `owner` (device work only) the row *of this table*
-    with the owning call, or -1, `holder` (calls only) the row of the trace's events with the op or range that
-    carries the call's external id and contains its start, or -1, `via_graph` (device work only) whether `range`
-    is one that an eager trace gave it back to.
+    found by rule 3, `step` an index into `steps` or -1, `link` what `owner` and `holder` tell, `via_graph` (device
+    work only) whether `range` is one that an eager trace gave it back to.
     """
 
     events: EventTable
@@ -73,14 +71,21 @@ class Work:
     thread: IntArray
     via_autograd: BoolArray
     step: IntArray
-    owner: IntArray
-    holder: IntArray
+    link: IntArray
     via_graph: BoolArray
 
     @cached_property
     def category(self) -> npt.NDArray[np.int8]:
         """Category of each row."""
         return self.events.category[self.event]
+
+    def owner(self, rows: IntArray) -> IntArray:
+        """The row *of this table* with the call that owns each piece of device work; -1 for none, and for all else."""
+        return np.where(is_any(self.category[rows], *DEVICE_WORK), self.link[rows], np.int32(-1))
+
+    def holder(self, rows: IntArray) -> IntArray:
+        """The row of the trace's events with the op or range that carries a call's id and contains its start, or -1."""
+        return np.where(self.category[rows] == Category.CALL, self.link[rows], np.int32(-1))
 
     def of(self, *categories: Category) -> IntArray:
         """Rows of the given categories."""
@@ -95,7 +100,8 @@ class Work:
     @cached_property
     def owned(self) -> IntArray:
         """Rows of device work that have an owning call in the file."""
-        return np.flatnonzero(self.owner >= 0)
+        device = self.of(*DEVICE_WORK)
+        return device[self.link[device] >= 0]
 
 
 def attribute(events: EventTable, ranges: RangeTable) -> Work:
@@ -106,28 +112,29 @@ def attribute(events: EventTable, ranges: RangeTable) -> Work:
     device = is_any(category, *DEVICE_WORK)
     thread = events.thread[rows]
     calls = np.flatnonzero(category == Category.CALL).astype(np.int32)
-    holder = np.full(len(rows), -1, dtype=np.int32)
-    holder[calls] = _holders(events, rows[calls])
-    held = np.flatnonzero(holder >= 0)
-    thread[held] = events.thread[holder[held]]
-    del held
+    link = np.full(len(rows), -1, dtype=np.int32)
+    holder = _holders(events, rows[calls])
+    link[calls] = holder
+    thread[calls] = np.where(holder >= 0, events.thread[holder], thread[calls])
+    del holder
     host = np.flatnonzero(~device).astype(np.int32)
     found = np.full(len(rows), EARLIER, dtype=np.int32)
     via = np.zeros(len(rows), dtype=np.bool_)
-    step = np.full(len(rows), -1, dtype=np.int32)
+    step = np.full(len(rows), -1, dtype=index_type(len(steps.number)))
     pids = events.process_numbers()
     # In blocks, so that what is needed on the way stays small beside the trace.
     for part in np.array_split(host, len(host) // _BLOCK + 1):
         time = events.start[rows[part]]
         found[part], via[part] = ranges.locate(thread[part], time)
         step[part] = steps.at(pids[thread[part]], time)
-    owner = np.full(len(rows), -1, dtype=np.int32)
-    owner[device] = _owners(events, rows, calls, np.flatnonzero(device))
-    owned = np.flatnonzero(owner >= 0)
+    devices = np.flatnonzero(device).astype(np.int32)
+    link[devices] = _owners(events, rows, calls, devices)
+    owned = devices[link[devices] >= 0]
+    owner = link[owned]
     for column in (found, via, step, thread):
-        column[owned] = column[owner[owned]]
+        column[owned] = column[owner]
     nothing = np.broadcast_to(np.bool_(False), len(rows))  # one False, seen as many times as there are rows
-    return Work(events, ranges, steps, rows, found, thread, via, step, owner, holder, nothing)
+    return Work(events, ranges, steps, rows, found, thread, via, step, link, nothing)
 
 
 def _steps(events: EventTable) -> Steps:
@@ -149,7 +156,7 @@ def _holders(events: EventTable, calls: IntArray) -> IntArray:
     only where there is no such op. Of several the innermost.
     """
     holders = events.of(Category.OP, Category.RANGE).astype(np.int32)
-    holders = holders[events.external_id[holders] != NO_ID]
+    holders = holders[events.external_id[holders] != NO_LINK]
     if (by_id := _ById.of(events.external_id[holders], holders)) is not None:
         found: IntArray = np.empty(len(calls), dtype=np.int32)
         for begin in range(0, len(calls), _BLOCK):
@@ -176,7 +183,7 @@ def _holders(events: EventTable, calls: IntArray) -> IntArray:
 
 def _owners(events: EventTable, rows: IntArray, calls: IntArray, device: IntArray) -> IntArray:
     """Rule 1: the call that carries the device work's id, of several the innermost; -1 where there is none."""
-    calls = calls[events.correlation[rows[calls]] != NO_ID]
+    calls = calls[events.correlation[rows[calls]] != NO_LINK]
     if not len(calls):
         return np.full(len(device), -1, dtype=np.int64)
     correlation, wanted = events.correlation[rows[calls]], events.correlation[rows[device]]
@@ -190,7 +197,7 @@ def _owners(events: EventTable, rows: IntArray, calls: IntArray, device: IntArra
     order = innermost_last(np.arange(len(calls)))
     ids = correlation[order]
     last = np.searchsorted(ids, wanted, "right") - 1
-    matches = (last >= 0) & (ids[np.maximum(last, 0)] == wanted) & (wanted != NO_ID)
+    matches = (last >= 0) & (ids[np.maximum(last, 0)] == wanted) & (wanted != NO_LINK)
     return np.where(matches, calls[order[np.maximum(last, 0)]], -1)
 
 
@@ -241,18 +248,23 @@ class Causes:
         self._work = work
         self._wrapper = autograd.is_wrapper(work.events.names)
 
-    def innermost_op(self, rows: IntArray) -> IntArray:
-        """The event of the innermost op around each row of work; -1 for none.
+    def innermost_ops(self, *, ops_themselves: bool = False) -> IntArray:
+        """The event of the innermost op around each row of work, for ops perhaps they themselves; -1 for none.
 
         Where a call's external id names an op around it, that is the one: the profiler gives calls the id of the
         innermost op or range.
         """
         work, events = self._work, self._work.events
-        found = work.holder[self._causes(rows)].astype(np.int64)
-        found[(events.category[found] != Category.OP) | self._wrapper[events.name[found]]] = -1
+        found = np.full(len(work.event), -1, dtype=np.int32)
+        for begin in range(0, len(found), _BLOCK):
+            rows = np.arange(begin, min(begin + _BLOCK, len(found)))
+            holder = work.holder(self._causes(rows))
+            is_one = (events.category[holder] == Category.OP) & ~self._wrapper[events.name[holder]]
+            itself = ops_themselves & (work.category[rows] == Category.OP)
+            found[rows] = np.where(itself, work.event[rows], np.where(is_one, holder, -1))
         left = np.flatnonzero(found < 0)
-        ops = events.of(Category.OP)
-        found[left] = self._innermost(ops[~self._wrapper[events.name[ops]]], rows[left])
+        ops = work.event[work.of(Category.OP)]
+        found[left] = self._innermost(ops[~self._wrapper[events.name[ops]]], left)
         return found
 
     def innermost_function(self, rows: IntArray) -> IntArray:
@@ -271,7 +283,7 @@ class Causes:
 
     def _causes(self, rows: IntArray) -> IntArray:
         """Device work was caused where its call was made; all else by itself."""
-        owner = self._work.owner[rows]
+        owner = self._work.owner(rows)
         return np.where(owner >= 0, owner, rows)
 
     def _innermost(self, intervals: IntArray, rows: IntArray) -> IntArray:

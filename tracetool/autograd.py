@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracetool.events import NO_ID, Category
+from tracetool.events import NO_LINK, Category
 from tracetool.folding import step_number
 from tracetool.nesting import LaneClock, order_of
 
@@ -62,7 +62,7 @@ def find(events: EventTable) -> AutogradThreads:
 def _by_flows(events: EventTable) -> AutogradThreads:
     pids = events.process_numbers()
     starts, ends = events.of(Category.FLOW_START), events.of(Category.FLOW_END)
-    starts, ends = (rows[events.correlation[rows] != NO_ID] for rows in (starts, ends))
+    starts, ends = (rows[events.correlation[rows] != NO_LINK] for rows in (starts, ends))
     if not len(starts):
         return _sorted([])
     both = np.concatenate([starts, ends])

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     BoolArray = npt.NDArray[np.bool_]
 
 NO_ID = np.iinfo(np.int64).min
-"""Stands for an id or a number that an event does not carry."""
+"""Stands for a number that an event does not carry."""
+
+NO_LINK = np.iinfo(np.int32).min
+"""Stands for an id that an event does not carry; ids mostly fit 32 bits."""
 
 
 class Category(enum.IntEnum):
@@ -44,6 +47,11 @@ class Category(enum.IntEnum):
     """`compile`: one kernel compiled just in time, or found in the disk cache, as our own capture notes it."""
     AUTOTUNE = 12
     """`autotune`: one run of an autotuner that had to try, as our own capture notes it."""
+
+
+def index_type(count: int) -> type[np.signedinteger[Any]]:
+    """The type of a long column of indices into `count` things, or -1: every byte counts ten million times."""
+    return np.int16 if count <= np.iinfo(np.int16).max else np.int32
 
 
 def is_any(column: npt.NDArray[np.int8], *categories: Category) -> BoolArray:
@@ -101,8 +109,9 @@ class EventTable:
     start: IntArray
     end: IntArray
     correlation: IntArray
-    """Correlation id of a call or of device work, flow id of a flow; else `NO_ID`."""
+    """Correlation id of a call or of device work, flow id of a flow; else `NO_LINK`. int32 where all fit."""
     external_id: IntArray
+    """Of a call, an op or a range; as `correlation`."""
     bytes: Sparse
     """Bytes of a copy, a memset or an allocation (negative: released)."""
     held_bytes: Sparse

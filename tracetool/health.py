@@ -11,7 +11,7 @@ import numpy as np
 from tracetool import apis
 from tracetool.attribution import EARLIER, OUTSIDE
 from tracetool.environment import as_captured
-from tracetool.events import DEVICE_WORK, NO_ID, Category
+from tracetool.events import DEVICE_WORK, NO_ID, NO_LINK, Category
 from tracetool.graphs import Doubt
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ def _ids_of_unrelated_calls(work: Work) -> int:
     """How many ids that own device work are carried by calls of which none contains the other."""
     events = work.events
     calls = work.event[work.of(Category.CALL)]
-    calls = calls[events.correlation[calls] != NO_ID]
+    calls = calls[events.correlation[calls] != NO_LINK]
     ids = np.sort(events.correlation[calls])
     twice = ids[1:][ids[1:] == ids[:-1]]
     if not len(twice):

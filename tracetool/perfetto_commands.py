@@ -164,9 +164,9 @@ def _place(found: TraceSummary, pattern: str, shift: int = 0, label: str = "", a
         run = int(later[ranges.start[later].argmin()])
     begin, end = int(ranges.start[run]), int(ranges.end[run])
     device = work.of(*DEVICE_WORK)
-    owner = np.maximum(work.owner[device], 0)
+    owner = np.maximum(work.owner(device), 0)
     called = work.events.start[work.event[owner]]
-    inside = device[(work.owner[device] >= 0) & (called >= begin) & (called < end)]
+    inside = device[(work.owner(device) >= 0) & (called >= begin) & (called < end)]
     if len(inside):
         end = max(end, int(work.events.end[work.event[inside]].max()))
     names = [

@@ -36,8 +36,8 @@ def fail(message: str, code: int) -> int:
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_KEPT = 32 << 20
-_MOST_KEPT = 128 << 20
+_LARGEST_KEPT = 8 << 20
+_MOST_KEPT = 32 << 20
 
 
 @contextlib.contextmanager

@@ -117,7 +117,7 @@ def _collective_ns(found: TraceSummary) -> int:
     kernels = work.of(Category.KERNEL)
     named = apis.named(events.names, apis.is_nccl_kernel)
     told = np.isin(kernels, found.tally.amounts_of("collectives").rows)
-    here = (told | named[events.name[work.event[kernels]]]) & (found.tally.slot[kernels] <= found.tally.runs)
+    here = (told | named[events.name[work.event[kernels]]]) & (found.tally.slots(kernels) <= found.tally.runs)
     of = work.event[kernels[here]]
     return int((events.end[of] - events.start[of]).sum())
 

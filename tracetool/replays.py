@@ -169,8 +169,8 @@ class _Side:
         self.work = work
         events, ranges = work.events, work.ranges
         rows = work.of(*DEVICE_WORK)
-        rows = rows[work.owner[rows] >= 0]
-        owner, event = work.owner[rows], work.event[rows]
+        rows = rows[work.owner(rows) >= 0]
+        owner, event = work.owner(rows), work.event[rows]
         order = np.lexsort((rows, events.end[event], events.start[event], owner, events.start[work.event[owner]]))
         self.rows, event = rows[order], event[order]
         self.call = owner[order]

@@ -199,23 +199,25 @@ class TraceSummary:
         if metric == "calls":
             return self.calls
         if metric == "gpu_busy_ns":
-            return union_length(*self._device_rows, self._rows.count + 2)
+            return union_length(*self._device_rows(), self._rows.count + 2)
         if metric == PEAK:
             return max_by(self._rows.of_slot, self._run_values(metric, "self"), self._rows.count + 2)
         return self._by_row(self._run_values(metric, "self"))
+
+    def _up(self, own: IntArray) -> IntArray:
+        return np.concatenate([self._rows.tree.sums(own[: self._rows.count]), own[self._rows.count :]])
 
     def total(self, metric: str) -> IntArray:
         """Total of a metric, for each row: its own and that of the rows in it."""
         if metric == "calls":
             return self.calls
         if metric == "gpu_busy_ns":
-            return union_lengths_up(*self._device_rows, self._rows.tree, self._rows.count + 2)
+            return union_lengths_up(list(self._device_rows()), self._rows.tree, self._rows.count + 2)
         if metric == "cpu_ns":
             return self._by_row(self._run_values(metric, "total"))
         if metric == PEAK:
             return max_by(self._rows.of_slot, self._run_values(metric, "total"), self._rows.count + 2)
-        own = self.own(metric)
-        return np.concatenate([self._rows.tree.sums(own[: self._rows.count]), own[self._rows.count :]])
+        return self._up(self.own(metric))
 
     def value(self, metric: str, scope: str) -> IntArray:
         """`own` or `total`, for scope `self` or `total`; worked out once."""
@@ -281,7 +283,7 @@ class TraceSummary:
             )
         elif metric == PEAK or metric in self.tally.amounts:
             amounts = self.tally.peaks if metric == PEAK else self.tally.amounts_of(metric)
-            here = self._rows.of_slot[self.tally.slot[amounts.rows]] == row
+            here = self._rows.of_slot[self.tally.slots(amounts.rows)] == row
             take(found, self.work.step[amounts.rows[here]], amounts.values[here])
         return found[:-1]
 
@@ -321,16 +323,6 @@ class TraceSummary:
     def _run_values(self, metric: str, scope: str) -> IntArray:
         """The metric of each run, and of the two slots without runs (for times of ranges: 0)."""
         lookup(metric)
-        key = (metric, scope)
-        if key not in self._run_cache:
-            self._run_cache[key] = self._count_runs(metric, scope)
-        return self._run_cache[key]
-
-    @cached_property
-    def _run_cache(self) -> dict[tuple[str, str], IntArray]:
-        return {}
-
-    def _count_runs(self, metric: str, scope: str) -> IntArray:
         tally = self.tally
         if metric == "cpu_ns":
             return np.append(tally.cpu_own() if scope == "self" else tally.cpu_total(), [0, 0])
@@ -347,7 +339,6 @@ class TraceSummary:
         np.add.at(sums, self._rows.of_slot, of_runs)
         return sums
 
-    @cached_property
     def _device_rows(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
         slot, device, start, end = self.tally.device_intervals()
         return self._rows.of_slot[slot], device, start, end
@@ -360,9 +351,9 @@ class TraceSummary:
         found = {}
         for name in self.metrics:
             if name == "gpu_busy_ns":
-                rows, device, start, end = self._device_rows
-                here = rows != self.before_row
-                found[name] = int(union_length(np.zeros_like(rows[here]), device[here], start[here], end[here], 1)[0])
+                rows, device, start, end = self._device_rows()
+                # All that is not from before the window is one group, and that another.
+                found[name] = int(union_length((rows == self.before_row).astype(np.int8), device, start, end, 2)[0])
             elif name == PEAK:
                 found[name] = int(self.own(name)[: self.before_row].max())
             elif name != "calls":
@@ -409,7 +400,7 @@ class TraceSummary:
         found: dict[int, Counts] = defaultdict(dict)
         for name, amounts in self.tally.amounts.items():
             via = flags[amounts.rows]
-            rows = self._rows.of_slot[self.tally.slot[amounts.rows[via]]]
+            rows = self._rows.of_slot[self.tally.slots(amounts.rows[via])]
             for row, _, value in _grouped(rows, np.zeros_like(rows), amounts.values[via]):
                 found[row][name] = value
         return dict(found)
@@ -425,7 +416,7 @@ class TraceSummary:
         """Self of each row by the thread that did it (an index into the trace's threads)."""
         found: dict[int, dict[int, Counts]] = defaultdict(lambda: defaultdict(dict))
         for name, amounts in self.tally.amounts.items():
-            rows = self._rows.of_slot[self.tally.slot[amounts.rows]]
+            rows = self._rows.of_slot[self.tally.slots(amounts.rows)]
             threads = self.work.thread[amounts.rows]
             here = rows != self.before_row
             for row, thread, value in _grouped(rows[here], threads[here], amounts.values[here]):
@@ -486,7 +477,7 @@ class TraceSummary:
     def pieces(self, metric: str, row: int, scope: str = "total") -> Pieces:
         """The pieces of work that an additive metric counts in a row, each with the call of the row it belongs to."""
         amounts, ranges = self.tally.amounts_of(metric), self.tally.ranges
-        slot = self.tally.slot[amounts.rows]
+        slot = self.tally.slots(amounts.rows)
         inside = self.subtree(row) if scope == "total" else range(row, row + 1)
         here = (self._rows.of_slot[slot] >= inside.start) & (self._rows.of_slot[slot] < inside.stop)
         slot, rows, values = slot[here], amounts.rows[here], amounts.values[here]
@@ -501,7 +492,7 @@ class TraceSummary:
 
     def rows_of(self, rows: IntArray) -> IntArray:
         """The row that each piece of work belongs to directly."""
-        found: IntArray = self._rows.of_slot[self.tally.slot[rows]]
+        found: IntArray = self._rows.of_slot[self.tally.slots(rows)]
         return found
 
     def runs_of(self, row: int) -> IntArray:
@@ -543,11 +534,13 @@ class TraceSummary:
         roots = [row for row in range(self._rows.count) if self._rows.parent[row] < 0]
         for name, amounts in self.tally.amounts.items():
             whole = int(amounts.values.sum())
-            total = self.total(name)
+            of_runs = self.tally.own(name)
+            own = self._by_row(of_runs)
+            total = self._up(own)
             in_totals = int(total[roots].sum() + total[self._rows.count :].sum())
-            if not int(self.own(name).sum()) == whole == in_totals:
+            if not int(own.sum()) == whole == in_totals:
                 raise InvariantError(f"{name}: {whole} in the trace, {in_totals} in the totals")
-            by_runs = self._by_row(self._run_values(name, "total"))
+            by_runs = self._by_row(self.tally.up(of_runs))
             if not np.array_equal(by_runs, total):
                 raise InvariantError(f"{name}: totals of the calls do not add up to those of their ranges")
 
@@ -611,7 +604,7 @@ class _Labels:
         """A label for each row of work (-1: none), and what turns labels into text."""
         labels = {"op": self._ops, "kernel": self._kernels, "function": self._functions, "line": self._lines}[by]()
         if self._replays and by in self._replays.labels:
-            theirs = self._replays.labels[by]
+            labels, theirs = labels.copy(), self._replays.labels[by]
             labels[self._replays.rows[theirs >= 0]] = self._profilers_name + 1 + theirs[theirs >= 0]
         if by == "function":
             return labels, lambda name: source_frame_label(self._names[name])
@@ -640,31 +633,30 @@ class _Labels:
         return label
 
     def _lines(self) -> IntArray:
-        label, events = self._none(), self._work.events
-        if len(events.line.rows):
-            around = self._innermost_ops >= 0
-            label[around] = events.line.at(self._innermost_ops[around], -1)
+        events = self._work.events
+        if not len(events.line.rows):
+            return np.broadcast_to(np.int32(-1), len(self._work.event))  # one -1, seen as many times as there are rows
+        label, around = self._none(), self._innermost_ops >= 0
+        label[around] = events.line.at(self._innermost_ops[around], -1)
         return label
 
     def _ops(self) -> IntArray:
         """Where no op is around it, a call contributes by its own name, and device work by its call's."""
         work, events = self._work, self._work.events
-        label: IntArray = events.name[np.where(self._innermost_ops >= 0, self._innermost_ops, work.event)]
+        label = self._none()
+        for begin in range(0, len(label), _BLOCK):
+            part = slice(begin, begin + _BLOCK)
+            around = self._innermost_ops[part]
+            label[part] = events.name[np.where(around >= 0, around, work.event[part])]
         bare = work.owned[self._innermost_ops[work.owned] < 0]
-        label[bare] = events.name[work.event[work.owner[bare]]]
+        label[bare] = events.name[work.event[work.owner(bare)]]
         label[self._profilers] = self._profilers_name
         return label
 
     @cached_property
     def _innermost_ops(self) -> IntArray:
         """The op around each row of work; of an op, itself."""
-        work = self._work
-        found = self._none()
-        ops = work.of(Category.OP)
-        found[ops] = work.event[ops]
-        others = np.flatnonzero(found < 0)
-        found[others] = self._causes.innermost_op(others)
-        return found
+        return self._causes.innermost_ops(ops_themselves=True)
 
 
 class _Rows:
@@ -686,7 +678,7 @@ class _Rows:
         self._numbers = numbers
         self._tree_of_paths = ranges.paths
         self.of_run = place[ranges.path] if self.count else np.empty(0, dtype=np.int64)
-        self.of_slot = np.append(self.of_run, [self.count, self.count + 1])
+        self.of_slot = np.append(self.of_run, [self.count, self.count + 1]).astype(np.int32)
         self.by_row = np.lexsort((ranges.start, self.of_run))
         self.begins = np.searchsorted(self.of_run[self.by_row], np.arange(self.count), "left")
 
@@ -700,6 +692,7 @@ class _Rows:
 
 
 _DENSE = 1 << 16
+_BLOCK = 1 << 16
 
 
 def _grouped(first: IntArray, second: IntArray, values: IntArray) -> list[tuple[int, int, int]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tracetool import apis, autograd
 from tracetool.attribution import EARLIER, OUTSIDE
-from tracetool.events import DEVICE_WORK, NO_ID, Category
+from tracetool.events import DEVICE_WORK, NO_ID, NO_LINK, Category
 from tracetool.metrics import HOST_DIRECTIONS, METRICS, Needs, op_of
 from tracetool.nesting import LaneClock, order_of
 
@@ -43,11 +43,14 @@ class Tally:
         self.compiles_noted = compiles_noted
         self.ranges = work.ranges
         self.runs = len(work.ranges)
-        slot = work.range.copy()
-        slot[work.range == OUTSIDE] = self.runs
-        slot[work.range == EARLIER] = self.runs + 1
-        self.slot = slot
         self.tree = Tree(work.ranges.parent)
+
+    def slots(self, rows: IntArray) -> IntArray:
+        """The slot of each of some rows of work."""
+        of: IntArray = self.work.range[rows]
+        of[of == OUTSIDE] = self.runs
+        of[of == EARLIER] = self.runs + 1
+        return of
 
     @cached_property
     def amounts(self) -> dict[str, Amounts]:
@@ -75,11 +78,14 @@ class Tally:
     def own(self, metric: str) -> IntArray:
         """Self of an additive metric, for each slot."""
         amounts = self.amounts_of(metric)
-        return _sum_by(self.slot[amounts.rows], amounts.values, self.runs + 2)
+        return _sum_by(self.slots(amounts.rows), amounts.values, self.runs + 2)
 
     def total(self, metric: str) -> IntArray:
         """Total of an additive metric, for each slot."""
-        own = self.own(metric)
+        return self.up(self.own(metric))
+
+    def up(self, own: IntArray) -> IntArray:
+        """The sums of each slot's value and those of its descendants."""
         return np.concatenate([self.tree.sums(own[: self.runs]), own[self.runs :]])
 
     def held(self) -> set[str]:
@@ -108,7 +114,7 @@ class Tally:
 
     def peak_own(self) -> IntArray:
         """The most that was held after an allocation of each slot's own, bytes."""
-        return max_by(self.slot[self.peaks.rows], self.peaks.values, self.runs + 2)
+        return max_by(self.slots(self.peaks.rows), self.peaks.values, self.runs + 2)
 
     def peak_total(self) -> IntArray:
         """The same over each slot and its descendants."""
@@ -136,16 +142,15 @@ class Tally:
 
     def busy_total(self) -> IntArray:
         """The same over each slot and its descendants."""
-        owner, device, start, end = self.device_intervals()
-        return union_lengths_up(owner, device, start, end, self.tree, self.runs + 2)
+        return union_lengths_up(list(self.device_intervals()), self.tree, self.runs + 2)
 
     def device_intervals(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
         """Slot, device, start and end (ns) of every piece of device work."""
         work = self.work
         rows = work.of(*DEVICE_WORK)
         events, of = work.events, work.event[rows]
-        device = events.process_numbers()[events.thread[of]]
-        return self.slot[rows], device, events.start[of], events.end[of]
+        device = events.process_numbers().astype(np.int32)[events.thread[of]]
+        return self.slots(rows), device, events.start[of], events.end[of]
 
 
 _NOTHING = Amounts(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
@@ -228,51 +233,62 @@ def union_length(group: IntArray, device: IntArray, start: IntArray, end: IntArr
     return _sum_by(group, end - start, groups)
 
 
-def union_lengths_up(
-    group: IntArray, device: IntArray, start: IntArray, end: IntArray, tree: Tree, groups: int
-) -> IntArray:
-    """The same over each node of a tree with its descendants; groups outside the tree stand alone."""
-    sums = union_length(group, device, start, end, groups)
+def union_lengths_up(intervals: list[IntArray], tree: Tree, groups: int) -> IntArray:
+    """The same over each node of a tree with its descendants; groups outside the tree stand alone.
+
+    Takes group, device, start and end out of the list that it is given, so that they need not be there any longer.
+    """
     depth = np.zeros(groups, dtype=np.int64)
     for number, level in enumerate(tree.levels):
         depth[level] = number
-    columns = _merged(group, device, start, end)
-    by_depth = np.argsort(depth[columns[0]], kind="stable")
-    edges = np.searchsorted(depth[columns[0]][by_depth], np.arange(len(tree.levels) + 1))
-    below = tuple(column[:0] for column in columns)
-    for number in range(len(tree.levels) - 1, -1, -1):
-        here = by_depth[edges[number] : edges[number + 1]]
-        if len(below[0]):
-            both = [np.concatenate([column[here], up]) for column, up in zip(columns, below, strict=True)]
-            group, device, start, end = below = _merged(*both)
-            level = np.unique(group)
-            sums[level] = _sum_by(np.searchsorted(level, group), end - start, len(level))
-        else:
-            below = tuple(column[here] for column in columns)
-        if number:
-            below = (tree.parent[below[0]], *below[1:])
+    of_group = depth[intervals[0]]
+    by_depth = np.argsort(of_group, kind="stable").astype(np.int32)
+    edges = np.searchsorted(of_group[by_depth], np.arange(max(1, len(tree.levels)) + 1)).tolist()
+    del of_group
+    levels = [[column[by_depth[low:high]] for column in intervals] for low, high in itertools.pairwise(edges)]
+    intervals.clear()
+    del by_depth
+    sums = np.zeros(groups, dtype=np.int64)
+    below = [column[:0] for column in levels[0]]
+    while levels:
+        here = levels.pop()
+        for place, up in enumerate(below):
+            here[place] = np.concatenate([here[place], up]) if len(up) else here[place]
+        below = _merged(*here)
+        del here
+        level = np.unique(below[0])
+        sums[level] = _sum_by(np.searchsorted(level, below[0]), below[3] - below[2], len(level))
+        if levels:
+            below[0] = tree.parent[below[0]]
     return sums
 
 
-def _merged(
-    group: IntArray, device: IntArray, start: IntArray, end: IntArray
-) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+def _merged(group: IntArray, device: IntArray, start: IntArray, end: IntArray) -> list[IntArray]:
     """Overlapping intervals of one group and device joined."""
+    if len(group) <= _MOST_AT_ONCE:
+        return _merged_at_once(group, device, start, end)
+    parts = [_merged_at_once(group[part], device[part], start[part], end[part]) for part in _parts(group)]
+    # One column after the other, so that not all are there twice at once.
+    return [np.concatenate([part.pop(0) for part in parts]) for _ in range(4)]
+
+
+def _merged_at_once(group: IntArray, device: IntArray, start: IntArray, end: IntArray) -> list[IntArray]:
     if not len(group):
-        return group, device, start, end
-    lane: IntArray = group * (int(device.max()) + 1) + device
-    order: IntArray = np.lexsort((start, lane))
-    # One after the other, so that not all are there twice at once.
-    lane = lane[order]
-    start = start[order]
-    end = end[order]
+        return [group, device, start, end]
+    lane: IntArray = group.astype(np.int64) * (int(device.max()) + 1) + device
     clock = LaneClock(lane, start, end)
-    reach = np.maximum.accumulate(clock.key(lane, end))
-    first = np.ones(len(lane), dtype=np.bool_)
-    first[1:] = clock.key(lane, start)[1:] > reach[:-1]
+    begun, ended = clock.key(lane, start), clock.key(lane, end)
+    del lane
+    order = np.argsort(begun, kind="stable")
+    # One after the other, so that not all are there twice at once.
+    begun = begun[order]
+    ended = np.maximum.accumulate(ended[order])
+    first = np.append(True, begun[1:] > ended[:-1])
+    del begun, ended
     begins = np.flatnonzero(first)
-    furthest = np.maximum.reduceat(end, begins)
-    return group[order[begins]], device[order[begins]], start[begins], furthest
+    furthest = np.maximum.reduceat(end[order], begins)
+    order = order[begins]
+    return [group[order], device[order], start[order], furthest]
 
 
 # What each metric counts --------------------------------------------------------------------------------------
@@ -288,7 +304,7 @@ def _select(work: Work) -> Iterator[tuple[str, Amounts]]:
 
 def _ones(rows: IntArray) -> Amounts:
     # One 1, seen as many times as there are rows.
-    return Amounts(rows.astype(np.int32), np.broadcast_to(np.int64(1), len(rows)))
+    return Amounts(rows.astype(np.int32, copy=False), np.broadcast_to(np.int64(1), len(rows)))
 
 
 def _durations(work: Work, rows: IntArray) -> IntArray:
@@ -306,9 +322,9 @@ def _select_calls(work: Work) -> Iterator[tuple[str, Amounts]]:
     of = work.event[calls]
     kernels = work.of(Category.KERNEL)
     owns_kernel = np.zeros(len(work.event), dtype=np.bool_)
-    owns_kernel[work.owner[kernels][work.owner[kernels] >= 0]] = True
+    owns_kernel[work.owner(kernels)[work.owner(kernels) >= 0]] = True
     owns = np.zeros(len(work.event), dtype=np.bool_)
-    owns[work.owner[work.owned]] = True
+    owns[work.owner(work.owned)] = True
     graph = _is(events, of, apis.named(events.names, apis.is_graph_launch))
     launches = calls[owns_kernel[calls] & ~graph]
     graph_launches = calls[owns[calls] & graph]
@@ -328,7 +344,7 @@ def _without_device_work(work: Work, calls: IntArray) -> IntArray:
     events = work.events
     ids = events.correlation[work.event[calls]]
     device = events.correlation[work.event[work.of(*DEVICE_WORK)]] if len(calls) else ids
-    alone: BoolArray = (ids == NO_ID) | ~np.isin(ids, device)
+    alone: BoolArray = (ids == NO_LINK) | ~np.isin(ids, device)
     return calls[alone]
 
 
@@ -343,7 +359,7 @@ def _waits(work: Work, syncs: IntArray) -> IntArray:
     order = order_of(ids, events.end[refined] - events.start[refined], np.zeros(len(ids), dtype=np.int64))
     wanted = events.correlation[work.event[syncs]]
     last = np.searchsorted(ids[order], wanted, "right") - 1
-    match = (last >= 0) & (ids[order[np.maximum(last, 0)]] == wanted) & (wanted != NO_ID)
+    match = (last >= 0) & (ids[order[np.maximum(last, 0)]] == wanted) & (wanted != NO_LINK)
     longest = refined[order[last[match]]]
     waits[match] = events.end[longest] - events.start[longest]
     return waits
@@ -354,8 +370,8 @@ def _select_device_work(work: Work) -> Iterator[tuple[str, Amounts]]:
     kernels = work.of(Category.KERNEL)
     yield "kernels", _ones(kernels)
     graph = apis.named(events.names, apis.is_graph_launch)
-    owned = kernels[work.owner[kernels] >= 0]
-    yield "graph_kernels", _ones(owned[_is(events, work.event[work.owner[owned]], graph)])
+    owned = kernels[work.owner(kernels) >= 0]
+    yield "graph_kernels", _ones(owned[_is(events, work.event[work.owner(owned)], graph)])
     memsets = work.of(Category.MEMSET)
     yield "memsets", _ones(memsets)
     collectives = kernels[events.collective_bytes.at(work.event[kernels], NO_ID) != NO_ID]
@@ -398,7 +414,7 @@ def _select_ops(work: Work) -> Iterator[tuple[str, Amounts]]:
     yield "ops", _ones(np.sort(np.concatenate(outer)))
 
 
-_MOST_AT_ONCE = 1 << 20
+_MOST_AT_ONCE = 1 << 17
 
 
 def _parts(group: IntArray) -> Iterator[IntArray]:

@@ -211,7 +211,7 @@ def _columns(found: TraceSummary, begin: int, end: int, step: int | None) -> Ite
     else:
         within = (start >= begin) & (start < max(end, begin + 1))
         here = within.copy()
-        here[work.owned] = within[work.owner[work.owned]]
+        here[work.owned] = within[work.owner(work.owned)]
     threads: dict[int, int] = {}
     yield from _ranges(found, begin, end, threads)
     if np.any(here & (work.category == Category.CALL)):
@@ -255,10 +255,10 @@ def _calls(work: Work, here: IntArray, threads: dict[int, int]) -> Iterator[_Col
     kind = np.full(len(rows), KINDS.index(Kind.CALL), dtype=np.int64)
     owns = np.zeros(len(work.event), dtype=np.bool_)
     kernels = work.of(Category.KERNEL)
-    owns[work.owner[kernels][work.owner[kernels] >= 0]] = True
+    owns[work.owner(kernels)[work.owner(kernels) >= 0]] = True
     kind[apis.named(events.names, apis.is_sync)[events.name[of]]] = KINDS.index(Kind.SYNC)
     kind[owns[rows]] = KINDS.index(Kind.LAUNCH)
-    owns[work.owner[work.owned]] = True
+    owns[work.owner(work.owned)] = True
     graphs = apis.named(events.names, apis.is_graph_launch)[events.name[of]]
     kind[owns[rows] & graphs] = KINDS.index(Kind.GRAPH_LAUNCH)
     thread = work.thread[rows]
@@ -306,7 +306,7 @@ def _device(work: Work, here: IntArray) -> Iterator[_Columns]:
     kernel = events.category[of] == Category.KERNEL
     kind[kernel] = KINDS.index(Kind.KERNEL)
     graphs = apis.named(events.names, apis.is_graph_launch)
-    owner = work.owner[rows]
+    owner = work.owner(rows)
     in_graph = kernel & (owner >= 0)
     in_graph[in_graph] = graphs[events.name[work.event[owner[in_graph]]]]
     kind[in_graph] = KINDS.index(Kind.GRAPH_KERNEL)

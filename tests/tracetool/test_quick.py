@@ -160,6 +160,7 @@ ODD = [
     (rb'"External id":7', rb'"External id":"7"'),
     (rb'"External id":7', rb'"External id":7.0'),
     (rb'"External id":7', rb'"External id":4611686018427387904'),
+    (rb'"External id":7', rb'"External id":-2147483648'),
     (rb'"External id":7', rb'"External id":7,"external id":8'),
     (rb'"External id":7', rb'"External id":7,"x":tru'),
     (rb'"External id":7', rb'"External id":7,"x":[1,]'),

@@ -11,7 +11,7 @@ import numpy as np
 from tracetool.chrome import quick
 from tracetool.chrome.decode import decode_one
 from tracetool.chrome.quick import COLUMNS, Reads
-from tracetool.events import NO_ID, Category, EventTable, Sparse, Thread, is_any
+from tracetool.events import NO_ID, NO_LINK, Category, EventTable, Sparse, Thread, index_type, is_any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,6 +54,10 @@ _LARGEST_AMOUNT = 2**53
 
 _DIGITS = 20
 _EXACTLY = Context(prec=100)
+
+_LINKS = ("correlation", "external_id")
+_OF_THAT_ID = _LARGEST
+"""Instead of an id that is `NO_LINK`: no id is as large, and of ids only matters which are equal."""
 
 _INSTANTS = (Category.FLOW_START, Category.FLOW_END, Category.MEMORY)
 _FLOWS = (Category.FLOW_START, Category.FLOW_END)
@@ -243,7 +247,9 @@ class ColumnBuilder:
     def table(self) -> EventTable:
         """All that was collected. The builder is empty afterwards."""
         # One after the other, so that not all columns are there twice at once.
-        whole: dict[str, Any] = {name: self._columns.pop(name).values.copy() for name in COLUMNS}
+        whole: dict[str, Any] = {name: _narrow(self._columns.pop(name).values, may=name in _LINKS) for name in COLUMNS}
+        whole["thread"] = whole["thread"].astype(index_type(len(self._threads)))
+        whole["name"] = whole["name"].astype(index_type(len(self._names)))
         sparse: dict[str, Any] = {name: self._sparse_column(name) for name in _SPARSE}
         texts = sparse["compiled_for"]
         sparse["compiled_for"] = Sparse(texts.rows, texts.values + len(list(self._names)))
@@ -353,7 +359,7 @@ class ColumnBuilder:
         out[linked] = self._numbers([args[row].correlation for row in linked.tolist()])
         flows = np.flatnonzero(is_any(kind, *_FLOWS))
         out[flows] = self._numbers([events[row].id for row in flows.tolist()])
-        return out
+        return _links(out)
 
     def _external_ids(self, args: list[Args], kind: Kinds) -> IntArray:
         out = np.full(len(args), NO_ID, dtype=np.int64)
@@ -361,7 +367,7 @@ class ColumnBuilder:
         out[rows] = self._numbers([args[row].external_id for row in rows.tolist()])
         without = rows[out[rows] == NO_ID]
         out[without] = self._numbers([args[row].old_external_id for row in without.tolist()])
-        return out
+        return _links(out)
 
     def _durations(self, events: list[Event], kind: Kinds) -> IntArray:
         """Durations in ns; 0 for instants, and for those that are missing, negative or unreadable."""
@@ -408,6 +414,20 @@ class ColumnBuilder:
             self.bad_numbers += 1
             return NO_ID
         return number
+
+
+def _links(ids: IntArray) -> IntArray:
+    ids[ids == NO_LINK] = _OF_THAT_ID
+    ids[ids == NO_ID] = NO_LINK
+    return ids
+
+
+def _narrow(column: npt.NDArray[Any], *, may: bool) -> npt.NDArray[Any]:
+    """A copy without room to grow; in 32 bits where that is wanted and holds all."""
+    bounds = np.iinfo(np.int32)
+    if may and len(column) and bounds.min <= column.min() and column.max() <= bounds.max:
+        return column.astype(np.int32)
+    return column.copy()
 
 
 def _keep(events: list[Event], kind: Kinds, good: BoolArray) -> tuple[list[Event], Kinds]:

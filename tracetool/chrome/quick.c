@@ -36,6 +36,7 @@ enum {
 };
 
 #define NO_ID INT64_MIN
+#define NO_LINK ((int64_t)INT32_MIN)
 #define LARGEST ((int64_t)1 << 62)
 #define LARGEST_AMOUNT ((int64_t)1 << 53)
 #define DEEPEST 64
@@ -825,6 +826,13 @@ static inline int amount(const value *v, int64_t *number, int negative) {
            (*number == NO_ID || (*number <= LARGEST_AMOUNT && *number >= (negative ? -LARGEST_AMOUNT : 0)));
 }
 
+/* The same of an id that links events, `NO_LINK` where there is none; an id that would look like that is not taken. */
+static inline int link(const value *v, int64_t *number) {
+    if (!whole(v, number) || *number == NO_LINK) return 0;
+    if (*number == NO_ID) *number = NO_LINK;
+    return 1;
+}
+
 /* A thread is packed as 4 numbers: the kinds and the values of its pid and tid; text by its number as a track. */
 static int32_t thread_of(reader *r, const event *e) {
     int whole = e->pid.kind == 'i' && e->tid.kind == 'i';
@@ -917,12 +925,12 @@ static inline int add(reader *r, columns *c, event *e, text base, text begin, te
         if (e->dur.kind != 'i' || e->dur.number > LARGEST_AMOUNT) return ODD;
         duration = e->dur.number;
     }
-    int64_t correlation = NO_ID, external = NO_ID, bytes = NO_ID, held = NO_ID, device = NO_ID;
-    if (flags & LINKED && !whole(&e->correlation, &correlation)) return ODD;
-    if (flags & FLOW && !whole(&e->id, &correlation)) return ODD;
+    int64_t correlation = NO_LINK, external = NO_LINK, bytes = NO_ID, held = NO_ID, device = NO_ID;
+    if (flags & LINKED && !link(&e->correlation, &correlation)) return ODD;
+    if (flags & FLOW && !link(&e->id, &correlation)) return ODD;
     if (flags & EXTERNAL) {
-        if (!whole(&e->external_id, &external)) return ODD;
-        if (external == NO_ID && !whole(&e->old_external_id, &external)) return ODD;
+        if (!link(&e->external_id, &external)) return ODD;
+        if (external == NO_LINK && !link(&e->old_external_id, &external)) return ODD;
         /* Read with those of its neighbours that lack the other one. */
         if (e->old_external_id.begin && e->external_id.begin) return ODD;
     }

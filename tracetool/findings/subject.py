@@ -121,12 +121,12 @@ class Subject:
 
     def call(self, rows: IntArray) -> IntArray:
         """The call that owns each piece of device work; of a call itself."""
-        owner = self.work.owner[rows]
+        owner = self.work.owner(rows)
         return np.where(owner >= 0, owner, rows)
 
     def slot(self, rows: IntArray) -> IntArray:
         """Which run of a range each belongs to."""
-        return self.summary.tally.slot[rows]
+        return self.summary.tally.slots(rows)
 
     def row(self, rows: IntArray) -> IntArray:
         """The summary's row of each."""
@@ -207,7 +207,7 @@ class Subject:
     @cached_property
     def _innermost(self) -> IntArray:
         """The op around each row of work; -1 for none."""
-        return Causes(self.work).innermost_op(np.arange(len(self.work.event)))
+        return Causes(self.work).innermost_ops()
 
     def op(self, rows: IntArray) -> IntArray:
         """The innermost op around each piece of work, as a row of the trace's events; -1 for none."""
@@ -364,9 +364,9 @@ class Subject:
     def kernels_of(self, launches: IntArray) -> dict[int, list[int]]:
         """The kernels that each of some calls owns."""
         kernels = self.work.of(Category.KERNEL)
-        kernels = kernels[np.isin(self.work.owner[kernels], launches)]
+        kernels = kernels[np.isin(self.work.owner(kernels), launches)]
         found: dict[int, list[int]] = {launch: [] for launch in launches.tolist()}
-        for kernel, owner in zip(kernels.tolist(), self.work.owner[kernels].tolist(), strict=True):
+        for kernel, owner in zip(kernels.tolist(), self.work.owner(kernels).tolist(), strict=True):
             found[owner].append(kernel)
         return found
 
@@ -425,7 +425,7 @@ class Subject:
     @cached_property
     def _launches(self) -> IntArray:
         """Rows of all calls that own device work, by time."""
-        calls = np.unique(self.work.owner[self.work.owned])
+        calls = np.unique(self.work.owner(self.work.owned))
         return calls[np.argsort(self.events.start[self.work.event[calls]], kind="stable")]
 
     @cached_property
@@ -450,7 +450,7 @@ class Subject:
 
     @cached_property
     def _launch_times_without_reads(self) -> IntArray:
-        reads = self.work.owner[self.copies("d2h")]
+        reads = self.work.owner(self.copies("d2h"))
         return self._launch_times[~np.isin(self._launches, reads)]
 
     @cached_property

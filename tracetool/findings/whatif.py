@@ -58,7 +58,7 @@ class WhatIf:
     def __init__(self, work: Work) -> None:
         events = work.events
         device = work.of(*DEVICE_WORK)
-        device = device[work.owner[device] >= 0]
+        device = device[work.owner(device) >= 0]
         steps = work.steps
         inside = work.step[device] >= 0 if len(steps.number) else np.ones(len(device), dtype=np.bool_)
         device = device[inside]
@@ -66,7 +66,7 @@ class WhatIf:
         if len(ends):
             self.start, self.end, self.units = int(steps.start.min()), int(ends[-1]), len(ends)
             if len(device) > _MOST_PIECES:
-                launched = np.searchsorted(np.sort(events.start[work.event[work.owner[device]]]), ends)
+                launched = np.searchsorted(np.sort(events.start[work.event[work.owner(device)]]), ends)
                 self.units = max(1, int(np.searchsorted(launched, _MOST_PIECES, "right")))
                 self.end = int(ends[self.units - 1])
         else:
@@ -78,7 +78,7 @@ class WhatIf:
             & (events.start[of] >= self.start)
             & (events.start[of] < self.end)
         ]
-        launch = events.start[work.event[work.owner[device]]]
+        launch = events.start[work.event[work.owner(device)]]
         device, launch = device[launch < self.end], launch[launch < self.end]
         self._moments = self._in_order(work, device, launch, syncs)
         self._device_rows = device

@@ -77,7 +77,7 @@ def _clears(subject: Subject) -> IntArray:
     work = subject.work
     fills = subject.steady(subject.named(work.of(Category.KERNEL), lambda name: "FillFunctor" in name))
     found = np.concatenate([subject.steady(work.of(Category.MEMSET)), fills])
-    found = found[work.owner[found] >= 0]
+    found = found[work.owner(found) >= 0]
     found = found[~subject.by_graph(found)]
     zeroed = np.array(["aten::zero_" in chain for chain in subject.chains(found)], dtype=np.bool_)
     return subject.steady(found[zeroed])

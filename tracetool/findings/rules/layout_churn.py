@@ -38,7 +38,7 @@ _CAST_ONCE = Mend(
 def _find(subject: Subject) -> Iterator[Finding]:
     work = subject.work
     device = subject.steady(np.concatenate([work.of(Category.KERNEL), subject.copies("d2d")]))
-    device = device[(work.owner[device] >= 0) & (subject.op(device) >= 0)]
+    device = device[(work.owner(device) >= 0) & (subject.op(device) >= 0)]
     device = device[~subject.by_graph(device)]
     # A copy that also crosses between host and device is no churn: its kernel is part of that.
     crossing = np.concatenate([subject.copies("h2d"), subject.copies("d2h")])
