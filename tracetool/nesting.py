@@ -203,8 +203,13 @@ class LaneClock:
     def key(self, lane: IntArray, time: IntArray) -> IntArray:
         """The packed lane and time."""
         if self._ranks is None:
-            within = np.clip(time - self._origin + 1, 0, self._width - 1)
+            within = time - (self._origin - 1)
+            np.clip(within, 0, self._width - 1, out=within)
         else:
             within = np.searchsorted(self._ranks, time, "right")
         # A lane that no interval is in sorts after all of them, where nothing is open.
-        return np.minimum(lane, self._lanes).astype(np.int64) * self._width + within
+        # In place, since there may be a key for every event.
+        key: IntArray = np.minimum(lane, self._lanes).astype(np.int64, copy=False)
+        key *= self._width
+        key += within
+        return key

@@ -251,9 +251,8 @@ def union_lengths_up(intervals: list[IntArray], tree: Tree, groups: int) -> IntA
     sums = np.zeros(groups, dtype=np.int64)
     below = [column[:0] for column in levels[0]]
     while levels:
-        here = levels.pop()
-        for place, up in enumerate(below):
-            here[place] = np.concatenate([here[place], up]) if len(up) else here[place]
+        # One column after the other, so that not all are there twice at once.
+        here = [np.concatenate([own, below.pop(0)]) for own in levels.pop()]
         below = _merged(*here)
         del here
         level = np.unique(below[0])
@@ -265,7 +264,7 @@ def union_lengths_up(intervals: list[IntArray], tree: Tree, groups: int) -> IntA
 
 def _merged(group: IntArray, device: IntArray, start: IntArray, end: IntArray) -> list[IntArray]:
     """Overlapping intervals of one group and device joined."""
-    if len(group) <= _MOST_AT_ONCE:
+    if len(group) <= _MOST_AT_ONCE or group.min() == group.max():
         return _merged_at_once(group, device, start, end)
     parts = [_merged_at_once(group[part], device[part], start[part], end[part]) for part in _parts(group)]
     # One column after the other, so that not all are there twice at once.
@@ -277,12 +276,14 @@ def _merged_at_once(group: IntArray, device: IntArray, start: IntArray, end: Int
         return [group, device, start, end]
     lane: IntArray = group.astype(np.int64) * (int(device.max()) + 1) + device
     clock = LaneClock(lane, start, end)
-    begun, ended = clock.key(lane, start), clock.key(lane, end)
-    del lane
-    order = np.argsort(begun, kind="stable")
     # One after the other, so that not all are there twice at once.
+    begun = clock.key(lane, start)
+    order = np.argsort(begun, kind="stable")
     begun = begun[order]
-    ended = np.maximum.accumulate(ended[order])
+    ended = clock.key(lane, end)
+    del lane
+    ended = ended[order]
+    np.maximum.accumulate(ended, out=ended)
     first = np.append(True, begun[1:] > ended[:-1])
     del begun, ended
     begins = np.flatnonzero(first)
