@@ -37,7 +37,7 @@ def fail(message: str, code: int) -> int:
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_KEPT = 6 << 20
-_MOST_KEPT = 32 << 20
+_MOST_KEPT = 96 << 20
 
 
 @contextlib.contextmanager
