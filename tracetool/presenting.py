@@ -36,6 +36,7 @@ def fail(message: str, code: int) -> int:
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# The arrays of a million events are kept; larger ones go back, since pieces between them would add up.
 _LARGEST_KEPT = 6 << 20
 _MOST_KEPT = 96 << 20
 
