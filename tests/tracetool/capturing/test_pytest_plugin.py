@@ -1,6 +1,6 @@
 """The pytest plugin, in pytest runs of its own: what each feature does, and the words of each failure."""
 
-import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -27,7 +27,9 @@ def work(times=1):
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """What captures import is there: a pytest run in this process forgets what it was the first to import."""
+    """What captures and checks import is there: a pytest run in this process forgets what it is first to import."""
+    for name in ("tracetool.baselines", "tracetool.render.sentences"):
+        importlib.import_module(name)
     with tracetool.capture(tmp_path_factory.mktemp("first") / "t.json.gz", active=1, warmup=0, lines=True, cpu=True):
         for _ in range(2):
             torch.ones(3)
@@ -45,7 +47,8 @@ def project(imported, pytester, monkeypatch):  # noqa: ARG001 - is done once
         pytester.makeini(f"[pytest]\naddopts = --strict-markers --strict-config\n{ini}\n")
         pytester.makepyfile(test_it=WORK + body)
         runpytest = pytester.runpytest_subprocess if apart or "-n" in arguments else pytester.runpytest_inprocess
-        return runpytest("-rA", "-p", "no:cacheprovider", *arguments)
+        # hypothesis is imported anew by each run, for seconds.
+        return runpytest("-rA", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", *arguments)
 
     return run
 
@@ -324,9 +327,9 @@ def test_one(trace_capture, trace_snapshot, times):
 
 
 @pytest.mark.parametrize("workers", [(), pytest.param(("-n", "2"), marks=pytest.mark.slow)])
-def test_snapshots(project, pytester, workers):
-    # The file of tests changes within a second, which one process would not see.
-    project = functools.partial(project, apart=True)
+def test_snapshots(project, pytester, monkeypatch, workers):
+    # The file of tests changes within a second, and would be taken for what was compiled before.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     done = project("MORE = 0" + SNAPSHOT)
     done.assert_outcomes(failed=2)
     done.stdout.fnmatch_lines(
