@@ -26,7 +26,7 @@ from kernels.offline import launches
 from kernels.paged_attention import AUTOTUNE_LAUNCHES
 from kernels.rows import Rows, Seen, Shaping
 
-TOKEN_COUNTS = [*range(1, 4097), 2**19]
+MANY = 2**19
 BF16 = torch.bfloat16
 
 
@@ -237,14 +237,10 @@ COMPILED = {
         decode(28, 4, 112, append=True, sinks=True, window=100, softcap=30.0),
         5,
     ),
-    "paged_attention_decode, fp16, wide heads": (decode(16, 2, 256, torch.float16, block_size=64), 5),
     "paged_attention_decode, fp32": (decode(8, 4, 128, torch.float32), 2048),
-    **{f"paged_attention_decode, {launch}": (decode_as(launch), 5) for launch in AUTOTUNE_LAUNCHES},
     "paged_attention_prefill, short": (prefill(16, 8, 128), 5),
     "paged_attention_prefill, long": (prefill(16, 8, 128), 500),
     "paged_attention_prefill, all options": (prefill(28, 4, 112, sinks=True, window=100, softcap=30.0), 500),
-    "paged_attention_prefill, fp16, wide heads": (prefill(16, 2, 256, torch.float16, block_size=64), 500),
-    "paged_attention_prefill, fp32": (prefill(8, 4, 128, torch.float32), 500),
     "add_rms_norm, first": (lambda n: norms.add_rms_norm(meta(n, 1024), None, meta(1024), 1e-5), 5),
     "bias_gelu, exact": (lambda n: activation.bias_gelu(meta(n, 3072), None, "gelu"), 5),
     "bias_gelu, quick": (lambda n: activation.bias_gelu(meta(n, 3072), None, "quick_gelu"), 5),
@@ -263,23 +259,33 @@ COMPILED = {
     },
     "inverse_rope_fp8, packed": (quantise("complete", packed=True), 5),
 }
+# The same kernels in sizes that take long to compile.
+LARGE = {
+    "paged_attention_decode, fp16, wide heads": (decode(16, 2, 256, torch.float16, block_size=64), 5),
+    **{f"paged_attention_decode, {launch}": (decode_as(launch), 5) for launch in AUTOTUNE_LAUNCHES},
+    "paged_attention_prefill, fp16, wide heads": (prefill(16, 2, 256, torch.float16, block_size=64), 500),
+    "paged_attention_prefill, fp32": (prefill(8, 4, 128, torch.float32), 500),
+}
 
 
-def count_keys():
+def count_keys(most):
     counts = {}
     for name, (call, *_) in KEYS.items():
-        keys = [{launch.name + launch.key() for launch in launches(lambda n=n, c=call: c(n))} for n in TOKEN_COUNTS]
+        numbers = [*range(1, most + 1), MANY]
+        keys = [{launch.name + launch.key() for launch in launches(lambda n=n, c=call: c(n))} for n in numbers]
         few = set().union(*keys[:-1])
         counts[name] = [len(few), len(few | keys[-1])]
     return counts
 
 
-def compile_all():
+def compile_all(cases):
     return {
         name: {launch.name: len(launch.compile().asm["cubin"]) for launch in launches(lambda c=call, n=n: c(n))}
-        for name, (call, n) in COMPILED.items()
+        for name, (call, n) in cases.items()
     }
 
 
 if __name__ == "__main__":
-    json.dump({"keys": count_keys, "compile": compile_all}[sys.argv[1]](), sys.stdout)
+    what, which = sys.argv[1:]
+    found = count_keys(int(which)) if what == "keys" else compile_all({"usual": COMPILED, "large": LARGE}[which])
+    json.dump(found, sys.stdout)

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.kernels.offline_cases import COMPILED, KEYS
+import pytest
+
+from tests.kernels.offline_cases import COMPILED, KEYS, LARGE
 
 HERE = Path(__file__).parent
 
 
-def offline(what, tmp_path):
+def offline(what, which, tmp_path):
     environment = {
         **os.environ,
         "TRITON_INTERPRET": "0",
@@ -21,19 +23,25 @@ def offline(what, tmp_path):
         "CUDA_VISIBLE_DEVICES": "",
     }
     done = subprocess.run(
-        [sys.executable, HERE / "offline_cases.py", what], env=environment, capture_output=True, check=False
+        [sys.executable, HERE / "offline_cases.py", what, which], env=environment, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
     return json.loads(done.stdout)
 
 
-def test_number_of_compile_keys(tmp_path):
-    assert offline("keys", tmp_path) == {name: expected for name, (_, *expected) in KEYS.items()}
+@pytest.mark.parametrize("most", ["1024", pytest.param("4096", marks=pytest.mark.slow)])
+def test_number_of_compile_keys(tmp_path, most):
+    assert offline("keys", most, tmp_path) == {name: expected for name, (_, *expected) in KEYS.items()}
 
 
-def test_every_kernel_compiles_for_hopper(tmp_path):
-    compiled = offline("compile", tmp_path)
-    assert compiled.keys() == COMPILED.keys()
+@pytest.mark.parametrize(
+    ("which", "cases"),
+    [("usual", COMPILED), pytest.param("large", LARGE, marks=pytest.mark.slow)],
+    ids=["usual", "large"],
+)
+def test_every_kernel_compiles_for_hopper(tmp_path, which, cases):
+    compiled = offline("compile", which, tmp_path)
+    assert compiled.keys() == cases.keys()
     for name, sizes in compiled.items():
         assert sizes, name
         assert all(size > 0 for size in sizes.values()), name

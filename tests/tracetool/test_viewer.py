@@ -297,7 +297,9 @@ TRACKS = (
 )
 
 
-@pytest.mark.parametrize("traces", [[PAGEABLE], [PAGEABLE, PINNED]], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "traces", [pytest.param([PAGEABLE], marks=pytest.mark.slow), [PAGEABLE, PINNED]], ids=["one", "two"]
+)
 def test_perfetto_shows_it_at_its_range(traces):
     browser.needed()
     if not _offline_ui():
