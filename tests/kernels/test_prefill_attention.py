@@ -5,6 +5,7 @@ import torch
 
 from kernels import reference
 from kernels.prefill_attention import paged_attention_prefill
+from tests.device import CUDA
 from tests.kernels.helpers import PagedCache, attention_bound
 from tests.pairwise import pairwise
 
@@ -59,9 +60,18 @@ def run(memory, rng, pairs, *, dtype, head_dim, group, sinks=False, num_kv_heads
     return out
 
 
-@pytest.mark.parametrize(
-    ("seed", "case"), list(enumerate(pairwise(AXES))), ids=lambda v: v if isinstance(v, int) else name(v)
-)
+def lasts(case):
+    """Whether a case takes the interpreter many seconds."""
+    return not CUDA and case["dtype"] is torch.float16 and case["block_size"] >= 128
+
+
+PAIRS = [
+    pytest.param(seed, case, marks=pytest.mark.slow if lasts(case) else (), id=f"{seed}-{name(case)}")
+    for seed, case in enumerate(map(dict, pairwise(AXES)))
+]
+
+
+@pytest.mark.parametrize(("seed", "case"), PAIRS)
 def test_pairs_of_everything(memory, rng, case, seed):
     run(memory, rng, lengths_for(case["block_size"], seed), **case)
 
