@@ -152,15 +152,15 @@ class BlockManager:
         Returns:
             Whether there was enough; if not, nothing has changed.
         """
-        table, size, references = seq.block_table, self.block_size, self._references
-        shared = [i for i in range(seq.num_computed // size, len(table)) if references[table[i]] > 1]
-        new = -(-num_tokens // size) - len(table)
-        if new + len(shared) > len(self._free) + len(self._unused):
+        table = seq.block_table
+        first = seq.num_computed // self.block_size
+        shared = [i for i in range(first, len(table)) if self._references[table[i]] > 1]
+        new = self.blocks_for(num_tokens) - len(table)
+        if self.num_free < new + len(shared):
             return False
         for i in shared:
             self._unshare(seq, i)
-        for _ in range(new):
-            seq.block_table.append(self._take())
+        seq.block_table.extend(self._take() for _ in range(new))
         return True
 
     def publish(self, seq: Sequence) -> None:
@@ -186,13 +186,8 @@ class BlockManager:
 
     def release(self, seq: Sequence) -> None:
         """Take all blocks from a sequence; its first blocks, which more prompts share, are evicted last."""
-        references, content, copies = self._references, self._content, self._copies
         for block in reversed(seq.block_table):
-            if references[block] > 1 or block in content or copies:
-                self._release(block)
-            else:
-                references[block] = 0
-                self._free.append(block)
+            self._release(block)
         seq.block_table = []
         seq.computed = seq.num_published = 0
         seq.chain = ROOT
