@@ -421,7 +421,12 @@ class EngineCore:
             advanced.append(seq)
         # Those that had ended before this step was done; it was the last that computes them.
         self._free(leaving)
-        if again and not leaving and all(seq.finish_reason is None and seq.watch is None for seq in seqs):
+        if (
+            again
+            and not leaving
+            and not logprobs
+            and all(seq.finish_reason is None and seq.watch is None for seq in seqs)
+        ):
             self._backlog = Backlog(seqs)
         return advanced
 

@@ -32,7 +32,6 @@ class _Rows:
         self._state = state
         self._steps = steps
         self._num_rows = num_rows
-        self.seqs: list[Sequence] = []
         self.size = 0
         self._row_of: dict[Sequence, int] = {}
         # Of each sequence of the batch, in its order.
@@ -45,7 +44,7 @@ class _Rows:
         self._sizes = [0] * num_rows
         self._lengths = np.zeros(num_rows, dtype=np.int64)
         # The batch of the step before, its tables and their sizes.
-        self._last: list[Sequence] | None = None
+        self._seqs: list[Sequence] = []
         self._last_tables: list[list[int]] = []
         self._last_sizes: list[int] = []
 
@@ -54,13 +53,13 @@ class _Rows:
         tables = [seq.block_table for seq in seqs]
         sizes = list(map(len, tables))
         # The very list of the step before: its sequences have come a token further, and no other way.
-        same = seqs is self._last
+        same = seqs is self._seqs
         patches = []
         if not same or sizes != self._last_sizes or not all(map(operator.is_, tables, self._last_tables)):
-            if not same and seqs != self.seqs:
+            if seqs != self._seqs:
                 patches += self._seat(seqs)
             patches += self._compare(seqs, tables, sizes, advanced=same)
-            self._last, self._last_tables, self._last_sizes = seqs, tables, sizes
+            self._seqs, self._last_tables, self._last_sizes = seqs, tables, sizes
         self._lengths[self.index] += 1
         return patches
 
@@ -121,7 +120,6 @@ class _Rows:
         if idle:
             patches.append(self._state.leave(idle))
             self._stale.difference_update(idle)
-        self.seqs = list(seqs)
         self.rows = [self._row_of[seq] for seq in seqs]
         self.index = np.array(self.rows, dtype=np.int64)
         return patches

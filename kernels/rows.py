@@ -78,6 +78,11 @@ class Seen(NamedTuple):
     counts: Tensor
 
 
+def readable_width(vocab: int) -> int:
+    """Values of a row that begins and ends where kernels read words."""
+    return cdiv(vocab, 16) * 16
+
+
 def score_rows(rows: int, vocab: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory for scores `[rows, vocab]`, whose rows begin at multiples of 16, so that kernels read them in words."""
-    return torch.empty((rows, cdiv(vocab, 16) * 16), dtype=dtype, device=device)[:, :vocab]
+    return torch.empty((rows, readable_width(vocab)), dtype=dtype, device=device)[:, :vocab]

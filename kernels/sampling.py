@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernels import checks
 from kernels.early import early, wait_for_inputs
-from kernels.rows import Rows
+from kernels.rows import Rows, readable_width
 from kernels.sizes import cdiv, next_power_of_2
 
 BLOCK_V = 4096
@@ -107,13 +107,13 @@ def sampling_workspace(batch: int, vocab: int, device: torch.device | str) -> Sa
     )
 
 
-def _readable_width(logits: Tensor) -> int:
-    """How much of a row is read: to a multiple of 16 where its memory goes on so far, since then it is read in words.
+def _read_width(logits: Tensor) -> int:
+    """How much of a row is read: more than its logits where its memory goes on so far, since then it is read in words.
 
     A mask that may end anywhere makes each logit a load of its own.
     """
     vocab = logits.shape[1]
-    width = cdiv(vocab, 16) * 16
+    width = readable_width(vocab)
     return width if logits.stride(0) >= width else vocab
 
 
@@ -170,7 +170,7 @@ def sample(
         None,
         logits.stride(0),
         VOCAB=vocab,
-        WIDTH=_readable_width(logits),
+        WIDTH=_read_width(logits),
         BLOCK_V=BLOCK_V,
         **early(logits.device),
     )
@@ -280,7 +280,7 @@ def sample_and_advance(
         rows.before_output,
         logits.stride(0),
         VOCAB=vocab,
-        WIDTH=_readable_width(logits),
+        WIDTH=_read_width(logits),
         BLOCK_V=BLOCK_V,
         **early(logits.device),
     )
