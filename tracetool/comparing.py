@@ -195,18 +195,16 @@ def run(
     paths = _trace_paths(plan.folder, variants, force=force)
     plan.folder.mkdir(parents=True, exist_ok=True)
     say = progress or (lambda _: None)
-    notes: dict[str, None] = {}
-    for turn in range(plan.rounds):
-        # In each round what forks begins anew, so that what forks share differs from round to round.
-        with Processes() as processes:
+    with Processes() as processes:
+        for turn in range(plan.rounds):
             # Each round begins with another variant, so that nobody is always first after the one before.
             for i in range(len(measured)):
                 one = measured[(i + turn) % len(measured)]
                 if one.failure is None:
                     say(f"round {turn + 1} of {plan.rounds}: {one.variant.label}")
                     _measure(plan, one, None, processes)
-        notes |= dict.fromkeys(processes.notes)
-    with Processes() as processes:
+            # What forks share differs from round to round.
+            processes.renew()
         for one, path in zip(measured, paths, strict=True):
             if one.failure is None:
                 say(f"capture: {one.variant.label}")
@@ -214,9 +212,8 @@ def run(
         if measured[0].trace is None:
             raise CaptureError(f"the baseline {measured[0].variant.label} failed: {measured[0].failure}")
         counted = _count(plan, measured, say, processes)
-    notes |= dict.fromkeys(processes.notes)
     say("")
-    return _compare(measured, counted, list(notes))
+    return _compare(measured, counted, processes.notes)
 
 
 def _trace_paths(folder: Path, variants: Sequence[Variant], *, force: bool) -> list[Path]:

@@ -51,6 +51,11 @@ class Processes:
         for server in self._servers.values():
             server.end()
 
+    def renew(self) -> None:
+        """Let what forks from here on begin anew, but for servers that have refused, which would again."""
+        for key in [key for key, server in self._servers.items() if not server.refusal]:
+            self._servers.pop(key).end()
+
     def do(self, job: Job, environment: Mapping[str, str]) -> Answer:
         """Have a job done; an interrupt meanwhile interrupts the job, and is raised when that has ended.
 
