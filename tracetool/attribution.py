@@ -83,6 +83,13 @@ class Work:
         """The row *of this table* with the call that owns each piece of device work; -1 for none, and for all else."""
         return np.where(is_any(self.category[rows], *DEVICE_WORK), self.link[rows], np.int32(-1))
 
+    def owning(self, device: IntArray) -> BoolArray:
+        """Of every row, whether some of these pieces of device work are of its making."""
+        owning = np.zeros(len(self.event), dtype=np.bool_)
+        owner = self.owner(device)
+        owning[owner[owner >= 0]] = True
+        return owning
+
     def holder(self, rows: IntArray) -> IntArray:
         """The row of the trace's events with the op or range that carries a call's id and contains its start, or -1."""
         return np.where(self.category[rows] == Category.CALL, self.link[rows], np.int32(-1))

@@ -84,11 +84,15 @@ class PathTree:
 
     def number(self, numbers: dict[tuple[int, str], int], parent: int, name: str) -> int:
         """The number of a path, which is added if there is none; `numbers` knows those that there are."""
-        number = numbers.setdefault((parent, name), len(self.name))
-        if number == len(self.name):
-            self.parent.append(parent)
-            self.name.append(name)
-        return number
+        if (parent, name) not in numbers:
+            numbers[parent, name] = self.add(parent, name)
+        return numbers[parent, name]
+
+    def add(self, parent: int, name: str) -> int:
+        """The number of a path that is new."""
+        self.parent.append(parent)
+        self.name.append(name)
+        return len(self.name) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,10 +312,7 @@ def _paths(names: list[str], name: list[int], parent: IntArray, start: IntArray)
         for i in reversed(waiting):
             up = path[parents[i]] if parents[i] >= 0 else -1
             key = (up + 1) * len(names) + name[i]
-            number = numbers.get(key, -1)
-            if number < 0:
-                number = numbers[key] = len(tree.name)
-                tree.parent.append(up)
-                tree.name.append(names[name[i]])
-            path[i] = number
+            if key not in numbers:
+                numbers[key] = tree.add(up, names[name[i]])
+            path[i] = numbers[key]
     return np.array(path, dtype=np.int64), tree

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def ratio_of_medians(baseline: npt.ArrayLike, variant: npt.ArrayLike) -> Ratio |
         return None
     places = _places(len(before), len(after))
     below, above = (_at(side, drawn) for side, drawn in zip((before, after), places, strict=True))
-    (value,) = _ratios(np.array([_middle(after)]), np.array([_middle(before)]))
+    (value,) = _ratios(np.array([middle(after)]), np.array([middle(before)]))
     return Ratio(float(value), *_interval(_ratios(above, below)))
 
 
@@ -119,10 +119,10 @@ def _interval(ratios: npt.NDArray[np.float64]) -> tuple[float, float]:
     return float(ordered[tail]), float(ordered[_RESAMPLES - 1 - tail])
 
 
-def _middle(ordered: npt.NDArray[np.float64]) -> float:
-    """The median of sorted values."""
+def middle(ordered: npt.NDArray[Any]) -> float:
+    """The median of sorted values: what `np.median` gives, which takes 20 times as long for a few."""
     half = len(ordered) // 2
-    return float(ordered[half] + ordered[half - 1 + len(ordered) % 2]) / 2
+    return (float(ordered[half]) + float(ordered[half - 1 + len(ordered) % 2])) / 2
 
 
 Places = tuple["npt.NDArray[np.int32]", ...]
@@ -152,5 +152,5 @@ def _drawn(n: int, random: np.random.Generator) -> Places:
 def _at(ordered: npt.NDArray[np.float64], places: Places) -> npt.NDArray[np.float64]:
     if len(places) == 1:
         return ordered[places[0]]
-    middle: npt.NDArray[np.float64] = (ordered[places[0]] + ordered[places[1]]) / 2
-    return middle
+    between: npt.NDArray[np.float64] = (ordered[places[0]] + ordered[places[1]]) / 2
+    return between

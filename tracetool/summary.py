@@ -204,9 +204,6 @@ class TraceSummary:
             return max_by(self._rows.of_slot, self._run_values(metric, "self"), self._rows.count + 2)
         return self._by_row(self._run_values(metric, "self"))
 
-    def _up(self, own: IntArray) -> IntArray:
-        return np.concatenate([self._rows.tree.sums(own[: self._rows.count]), own[self._rows.count :]])
-
     def total(self, metric: str) -> IntArray:
         """Total of a metric, for each row: its own and that of the rows in it."""
         if metric == "calls":
@@ -217,7 +214,7 @@ class TraceSummary:
             return self._by_row(self._run_values(metric, "total"))
         if metric == PEAK:
             return max_by(self._rows.of_slot, self._run_values(metric, "total"), self._rows.count + 2)
-        return self._up(self.own(metric))
+        return self._rows.tree.sums(self.own(metric))
 
     def value(self, metric: str, scope: str) -> IntArray:
         """`own` or `total`, for scope `self` or `total`; worked out once."""
@@ -536,11 +533,11 @@ class TraceSummary:
             whole = int(amounts.values.sum())
             of_runs = self.tally.own(name)
             own = self._by_row(of_runs)
-            total = self._up(own)
+            total = self._rows.tree.sums(own)
             in_totals = int(total[roots].sum() + total[self._rows.count :].sum())
             if not int(own.sum()) == whole == in_totals:
                 raise InvariantError(f"{name}: {whole} in the trace, {in_totals} in the totals")
-            by_runs = self._by_row(self.tally.up(of_runs))
+            by_runs = self._by_row(self.tally.tree.sums(of_runs))
             if not np.array_equal(by_runs, total):
                 raise InvariantError(f"{name}: totals of the calls do not add up to those of their ranges")
 

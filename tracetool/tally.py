@@ -82,11 +82,7 @@ class Tally:
 
     def total(self, metric: str) -> IntArray:
         """Total of an additive metric, for each slot."""
-        return self.up(self.own(metric))
-
-    def up(self, own: IntArray) -> IntArray:
-        """The sums of each slot's value and those of its descendants."""
-        return np.concatenate([self.tree.sums(own[: self.runs]), own[self.runs :]])
+        return self.tree.sums(self.own(metric))
 
     def held(self) -> set[str]:
         """The metrics that this trace can hold at all; the others are absent, not zero."""
@@ -118,8 +114,7 @@ class Tally:
 
     def peak_total(self) -> IntArray:
         """The same over each slot and its descendants."""
-        own = self.peak_own()
-        return np.concatenate([self.tree.maxima(own[: self.runs]), own[self.runs :]])
+        return self.tree.maxima(self.peak_own())
 
     # Times of runs -----------------------------------------------------------------------------------------
 
@@ -188,13 +183,14 @@ class Tree:
         self.place, self.size = place, size
 
     def sums(self, own: IntArray) -> IntArray:
-        """Each node's value and those of all its descendants."""
+        """Each node's value and those of all its descendants; values behind those of nodes stand alone."""
         running = np.concatenate([[0], np.cumsum(own[self._order])])
-        sums: IntArray = running[self.place + self.size] - running[self.place]
+        sums = own.copy()
+        sums[: len(self.place)] = running[self.place + self.size] - running[self.place]
         return sums
 
     def maxima(self, own: IntArray) -> IntArray:
-        """The largest of each node's value and those of all its descendants."""
+        """The largest of each node's value and those of all its descendants; values behind those of nodes stay."""
         maxima = own.copy()
         for level in reversed(self.levels[1:]):
             np.maximum.at(maxima, self.parent[level], maxima[level])
@@ -321,11 +317,7 @@ def _select_calls(work: Work) -> Iterator[tuple[str, Amounts]]:
     events = work.events
     calls = work.of(Category.CALL)
     of = work.event[calls]
-    kernels = work.of(Category.KERNEL)
-    owns_kernel = np.zeros(len(work.event), dtype=np.bool_)
-    owns_kernel[work.owner(kernels)[work.owner(kernels) >= 0]] = True
-    owns = np.zeros(len(work.event), dtype=np.bool_)
-    owns[work.owner(work.owned)] = True
+    owns_kernel, owns = work.owning(work.of(Category.KERNEL)), work.owning(work.owned)
     graph = _is(events, of, apis.named(events.names, apis.is_graph_launch))
     launches = calls[owns_kernel[calls] & ~graph]
     graph_launches = calls[owns[calls] & graph]

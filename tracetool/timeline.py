@@ -253,14 +253,10 @@ def _calls(work: Work, here: IntArray, threads: dict[int, int]) -> Iterator[_Col
     rows = here[work.category[here] == Category.CALL]
     of = work.event[rows]
     kind = np.full(len(rows), KINDS.index(Kind.CALL), dtype=np.int64)
-    owns = np.zeros(len(work.event), dtype=np.bool_)
-    kernels = work.of(Category.KERNEL)
-    owns[work.owner(kernels)[work.owner(kernels) >= 0]] = True
     kind[apis.named(events.names, apis.is_sync)[events.name[of]]] = KINDS.index(Kind.SYNC)
-    kind[owns[rows]] = KINDS.index(Kind.LAUNCH)
-    owns[work.owner(work.owned)] = True
+    kind[work.owning(work.of(Category.KERNEL))[rows]] = KINDS.index(Kind.LAUNCH)
     graphs = apis.named(events.names, apis.is_graph_launch)[events.name[of]]
-    kind[owns[rows] & graphs] = KINDS.index(Kind.GRAPH_LAUNCH)
+    kind[work.owning(work.owned)[rows] & graphs] = KINDS.index(Kind.GRAPH_LAUNCH)
     thread = work.thread[rows]
     for one in dict.fromkeys([*threads, *thread.tolist()]):
         at = np.flatnonzero(thread == one)
